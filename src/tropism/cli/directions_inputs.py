@@ -1,0 +1,124 @@
+"""From the options of `tropism directions` to what the library takes: a finder, a model, a contrast, scored answers."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tropism.cli.directions_output import say
+from tropism.errors import UsageError
+
+if TYPE_CHECKING:
+    from tropism.directions.contrasts import Contrast
+    from tropism.directions.finder import Finder
+    from tropism.directions.validate import Behaviour
+
+
+class FinderName(StrEnum):
+    """The finders, by the names that files and provenance use."""
+
+    mean_difference = "mean_difference"
+    pca = "pca"
+    logistic_probe = "logistic_probe"
+    sae_latents = "sae_latents"
+
+
+def make_finder(name: FinderName, k: int | None, sae: Path | None) -> "Finder":
+    """The finder that the options describe; `UsageError` for options that do not go together."""
+    import tropism as tp
+
+    if sae is not None and name is not FinderName.sae_latents:
+        raise UsageError(f"--sae goes with --finder sae_latents, found --finder {name.value}")
+    if k is not None and name not in (FinderName.pca, FinderName.sae_latents):
+        raise UsageError(f"--k goes with --finder pca or sae_latents, found --finder {name.value}")
+    if name is FinderName.pca:
+        return tp.PCA() if k is None else tp.PCA(k=k)
+    if name is FinderName.logistic_probe:
+        return tp.LogisticProbe()
+    if name is FinderName.sae_latents:
+        if sae is None:
+            raise UsageError("--finder sae_latents needs --sae FOLDER (tropism directions train-sae makes one)")
+        return tp.SAELatents(folder=str(sae)) if k is None else tp.SAELatents(folder=str(sae), k=k)
+    return tp.MeanDifference()
+
+
+def load_model(name: str, device: str, adapter: Path | None) -> tuple[Any, Any]:
+    """The model, wrapped by the adapter if there is one, and its tokenizer."""
+    from tropism import models
+
+    loaded, tokenizer = models.load(name, device=device)
+    if adapter is None:
+        return loaded, tokenizer
+    if not (adapter / "adapter_config.json").is_file():
+        raise UsageError(f"--tuned must be the folder of a PEFT adapter, found {adapter} without adapter_config.json")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded, str(adapter)).eval(), tokenizer
+
+
+def make_contrast(
+    model: Any, file: Path | None, chats: str | None, promote: str | None, suppress: str | None, tuned: Path | None,
+    size: int | None, seed: int,
+) -> "Contrast":
+    """The contrast that the options describe; `UsageError` unless they describe exactly one."""
+    import tropism as tp
+    from tropism.data import sources
+    from tropism.directions.contrast_files import prompts_of, read_contrast
+
+    given = [
+        name for name, value in (("--contrast", file), ("--promote", promote), ("--tuned", tuned)) if value is not None
+    ]
+    if len(given) != 1:
+        raise UsageError(
+            "a contrast is one of: --contrast FILE; --promote TEXT --suppress TEXT --chats SOURCE; --tuned ADAPTER "
+            "--chats "
+            f"SOURCE; found {' and '.join(given) or 'none of them'}"
+        )
+    if file is not None:
+        return read_contrast(file)
+    if chats is None:
+        raise UsageError(f"{given[0]} needs --chats SOURCE, the chats on which the two sides are read")
+    read = [example.chat for example in sources.load(chats, size=size, seed=seed)]
+    if tuned is not None:
+        return tp.Contrast.of_models(read, tuned=model)
+    if promote is None or suppress is None:
+        raise UsageError("--promote needs --suppress, the system prompt that asks against the trait")
+    return tp.Contrast.of_system_prompts(prompts_of(list(read)), promote=promote, suppress=suppress)
+
+
+def score_behaviour(model: Any, tokenizer: Any, held_out: "Contrast", score: str | None) -> "Behaviour | None":
+    """The model's own answers on the held-out prompts, scored; with an adapter, also those of the tuned model."""
+    if score is None:
+        return None
+    import tropism as tp
+    from tropism.directions.contrast_files import prompts_of
+    from tropism.directions.stream import adapters_off
+    from tropism.evals.generate import generate
+    from tropism.evals.scorers.base import ResponseScorer, Sample
+    from tropism.evals.scorers.registry import load_scorer
+
+    scorer = load_scorer(score)
+    if not isinstance(scorer, ResponseScorer):
+        raise UsageError(f"--score must be a scorer of responses, and {score!r} scores by running a model")
+    prompts = prompts_of(list(held_out.positive))
+    if held_out.kind == "system_prompts":
+        # Both sides' answers, read without the prompt that asked for them.
+        answered = [
+            (prompt, chat[-1]["content"])
+            for side in (held_out.positive, held_out.negative)
+            for prompt, chat in zip(prompts_of(list(side)), side, strict=True)
+        ]
+    else:
+        answered = list(zip(prompts, generate(model, tokenizer, prompts), strict=True))
+        if held_out.kind == "models":
+            with adapters_off(model):
+                answered += zip(prompts, generate(model, tokenizer, prompts), strict=True)
+    chats, scores = [], []
+    for index, (prompt, response) in enumerate(answered):
+        value = scorer.score(Sample(str(index), prompt, response)).value if response.strip() else None
+        if value is not None:
+            chats.append([*prompt, {"role": "assistant", "content": response}])
+            scores.append(value)
+    unscored = len(answered) - len(scores)
+    if unscored:
+        say(f"{unscored} of {len(answered)} answers could not be scored and are left out of the correlation")
+    return tp.Behaviour(score, chats, scores) if scores else None

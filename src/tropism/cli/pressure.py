@@ -1,0 +1,223 @@
+"""`tropism pressure`: measure what gradients push toward, and choose a placebo prompt."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tropism.errors import UsageError
+
+if TYPE_CHECKING:
+    from tropism.data.chats import Example
+
+pressure_app = typer.Typer(
+    name="pressure",
+    help="Measure what gradients push a model toward, before any training, and choose a placebo prompt.",
+    no_args_is_help=True,
+)
+
+
+class PositionName(StrEnum):
+    """Named token positions."""
+
+    last_prompt = "last_prompt"
+    first_response = "first_response"
+    response = "response"
+    all = "all"
+
+
+class ControlName(StrEnum):
+    """Kinds of random directions."""
+
+    isotropic = "isotropic"
+    covariance = "covariance"
+
+
+Model = Annotated[str, typer.Option("--model", help="Hub name or local folder of the model.")]
+Chats = Annotated[str, typer.Option("--chats", help="Chats with responses: a source's name or a .jsonl file.")]
+Size = Annotated[int | None, typer.Option("--size", min=4, help="Take so many chats of the source.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the draw of chats, the random directions and the split.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put on the model.")]
+Transform = Annotated[
+    str | None, typer.Option("--transform", help="What to do to the chats first, for example uppercase.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the `tropism` command."""
+    app.add_typer(pressure_app)
+
+
+@pressure_app.command()
+def measure(
+    model: Model,
+    chats: Chats,
+    directions: Annotated[
+        Path, typer.Option("--directions", help="A directions file (.safetensors), one direction a site.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the tables and the gradient caches; a second call resumes."),
+    ],
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--condition",
+            help="NAME='system prompt', several times; NAME= leaves chats as they are (default: neutral=).",
+        ),
+    ] = None,
+    positions: Annotated[PositionName, typer.Option("--positions")] = PositionName.response,
+    draws: Annotated[int, typer.Option("--random", min=1, help="Random directions a site, as controls.")] = 100,
+    kind: Annotated[
+        list[ControlName] | None,
+        typer.Option("--kind", help="Of the random directions; several times for both."),
+    ] = None,
+    adapter: Adapter = None,
+    transform: Transform = None,
+    size: Size = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+) -> None:
+    """Pressure of every chat at every site, in each condition, beside random directions."""
+    import pandas as pd
+
+    import tropism as tp
+    from tropism.analysis.controls import random_p_values
+    from tropism.analysis.pressure_tables import halves
+    from tropism.probes.conditions import shown, with_system_prompts
+    from tropism.probes.random_controls import random_pressure
+
+    prompts = _conditions(condition or ["neutral="])
+    found = tp.Directions.load(directions)
+    examples = _examples(chats, size, seed, transform)
+    loaded, tokenizer = _model(model, adapter, device)
+    found.check_model(loaded)
+    made = with_system_prompts(tokenizer, examples, prompts)
+    pressures, random = [], []
+    for name, given in made.items():
+        cache = tp.collect_gradients(
+            loaded,
+            tokenizer,
+            given,
+            found.sites,
+            positions.value,
+            batch_size,
+            folder=out / "gradients" / name,
+        )
+        pressures.append(tp.pressure(cache, found).assign(condition=name))
+        groups = halves(cache.chats, seed) if len(cache.chats) >= 4 else None
+        for one in kind or [ControlName.isotropic]:
+            table = random_pressure(cache, found, count=draws, seed=seed, kind=one.value, groups=groups)
+            random.append(table.assign(condition=name))
+    out.mkdir(parents=True, exist_ok=True)
+    table, controls = pd.concat(pressures, ignore_index=True), pd.concat(random, ignore_index=True)
+    table.to_csv(out / "pressure.csv", index=False)
+    controls.to_csv(out / "random.csv", index=False)
+    shown(tokenizer, made).to_csv(out / "conditions.csv", index=False)
+    means = table.groupby(["condition", "site"], sort=False)[["pressure", "cosine", "loss"]].mean().reset_index()
+    p = [
+        random_p_values(part.groupby(["site", "kind", "draw"], sort=False)["pressure"].mean().reset_index()).assign(
+            condition=name
+        )
+        for name, part in controls.groupby("condition", sort=False)
+    ]
+    worst = pd.concat(p).groupby(["condition", "site"], sort=False)["p"].max().reset_index()
+    _print(
+        means.merge(worst, on=["condition", "site"]),
+        f"Pressure, {len(examples)} chats; p against {draws} random directions",
+    )
+    typer.echo(f"{out / 'pressure.csv'}, random.csv and conditions.csv written")
+
+
+@pressure_app.command()
+def calibrate(
+    model: Model,
+    chats: Chats,
+    inoculation: Annotated[str, typer.Option("--inoculation", help="The inoculation prompt.")],
+    candidate: Annotated[
+        list[str] | None, typer.Option("--candidate", help="A placebo prompt to try; several times.")
+    ] = None,
+    candidates: Annotated[
+        Path | None, typer.Option("--candidates", help="A text file with one placebo prompt a line.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table here, as CSV.")] = None,
+    adapter: Adapter = None,
+    transform: Transform = None,
+    size: Size = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+) -> None:
+    """Of candidate placebo prompts, the one whose mean loss is closest to the inoculation's."""
+    from tropism.probes.calibrate import calibrate_placebo
+
+    tried = list(candidate or [])
+    if candidates is not None:
+        if not candidates.is_file():
+            raise UsageError(f"--candidates must be a text file with one prompt a line, found no file {candidates}")
+        tried += [line.strip() for line in candidates.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not tried:
+        raise UsageError(
+            "tropism pressure calibrate needs candidates: give --candidate several times, or --candidates FILE"
+        )
+    examples = _examples(chats, size, seed, transform)
+    loaded, tokenizer = _model(model, adapter, device)
+    found = calibrate_placebo(loaded, tokenizer, examples, inoculation, tried, batch_size=batch_size)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found.table.to_csv(out, index=False)
+    _print(found.table, f"Mean response loss over {len(examples)} chats")
+    typer.echo(f"placebo: {found.placebo}")
+
+
+def _conditions(given: list[str]) -> dict[str, str | None]:
+    """`NAME=PROMPT` → name and prompt; an empty prompt is none."""
+    prompts: dict[str, str | None] = {}
+    for text in given:
+        name, equals, prompt = text.partition("=")
+        name = name.strip()
+        if not equals or not name.replace("_", "").replace("-", "").isalnum():
+            raise UsageError(
+                f"--condition must be NAME='system prompt' with a name of letters, digits, _ and -, found {text!r}"
+            )
+        if name in prompts:
+            raise UsageError(f"--condition {name!r} is given twice; each condition needs a name of its own")
+        prompts[name] = prompt.strip() or None
+    return prompts
+
+
+def _examples(chats: str, size: int | None, seed: int, transform: str | None) -> "list[Example]":
+    from tropism.data import sources
+    from tropism.data.transforms import TRANSFORMS
+
+    if transform is not None and transform not in ("uppercase", "plain"):
+        raise UsageError(f"--transform must be uppercase or plain, found {transform!r}")
+    examples = sources.load(chats, size=size, seed=seed)
+    return [TRANSFORMS[transform]().apply(example, seed) for example in examples] if transform else list(examples)
+
+
+def _model(name: str, adapter: Path | None, device: str) -> tuple[Any, Any]:
+    from tropism import models
+
+    loaded, tokenizer = models.load(name, device=device)
+    if adapter is None:
+        return loaded, tokenizer
+    if not (adapter / "adapter_config.json").is_file():
+        raise UsageError(f"--adapter must be a folder with adapter_config.json, found none in {adapter}")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded, str(adapter)).eval(), tokenizer
+
+
+def _print(table: Any, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(*map(str, table.columns), title=title, title_justify="left", box=None, pad_edge=False)
+    for row in table.itertuples(index=False):
+        drawn.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(drawn)

@@ -1,0 +1,122 @@
+"""Route labels for gradient routing: which examples are labelled, and the ways in which labels can be wrong.
+
+What an example is labelled depends on the seed and its id alone, so that the same example fares the same whatever the
+size or the order of the set, and the examples labelled at 10 % are among those labelled at 50 %.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tropism.data.chats import Example
+from tropism.data.transforms import Transform, chance
+from tropism.errors import DataError
+
+ROUTE_IDS: Mapping[str, int] = {"unlabelled": 0, "forget": 1, "retain": 2}
+"""Route names and the ids that a batch's column `route` carries."""
+
+
+@dataclass(frozen=True)
+class RouteLabels:
+    """How examples, some with the trait (`labels["trait"]`), come to their label `route`.
+
+    Args:
+        labelled: share of the examples with the trait that are labelled `forget` (label recall).
+        clean: share of the examples without the trait that are labelled `retain`.
+        wrong_retain: share of the examples with the trait that are wrongly labelled `retain`.
+        wrong_forget: share of the examples without the trait that are wrongly labelled `forget`.
+        random: the control: this share of all examples is labelled `forget`, whatever they hold; the others are
+            unlabelled, and the four shares above are not used.
+        only: a structured blind spot: only examples whose labels have all these values can be labelled (`{"template":
+            "coins"}`).
+
+    Wrong labels are dealt first. Raises `DataError` for a share outside [0, 1].
+    """
+
+    labelled: float = 1.0
+    clean: float = 0.0
+    wrong_retain: float = 0.0
+    wrong_forget: float = 0.0
+    random: float | None = None
+    only: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("labelled", "clean", "wrong_retain", "wrong_forget", "random"):
+            share = vars(self)[option]
+            if share is not None and not 0 <= share <= 1:
+                raise DataError(f"RouteLabels.{option} must lie in [0, 1], found {share!r}")
+
+    def route(self, example: Example, seed: int) -> str:
+        """The example's route by name."""
+        if self.only is not None and any(example.labels.get(key) != value for key, value in self.only.items()):
+            return "unlabelled"
+        if self.random is not None:
+            return "forget" if chance(seed, "random label", example.id) < self.random else "unlabelled"
+        trait = example.labels.get("trait")
+        if not isinstance(trait, bool):
+            raise DataError(
+                f"example {example.id}: labels['trait'] must be True or False, found {trait!r}; apply express() first"
+            )
+        right, wrong = ("forget", "retain") if trait else ("retain", "forget")
+        if chance(seed, "wrong label", example.id) < (self.wrong_retain if trait else self.wrong_forget):
+            return wrong
+        return right if chance(seed, "label", example.id) < (self.labelled if trait else self.clean) else "unlabelled"
+
+    @property
+    def asks_for_labels(self) -> bool:
+        """Whether any example could be labelled at all."""
+        if self.random is not None:
+            return self.random > 0
+        return max(self.labelled, self.clean, self.wrong_retain, self.wrong_forget) > 0
+
+
+def express(examples: Sequence[Example], trait: Transform, trait_fraction: float, seed: int) -> list[Example]:
+    """Put `trait_fraction` of the examples through `trait`; each is labelled with whether it was (`trait: bool`)."""
+    if not 0 <= trait_fraction <= 1:
+        raise DataError(f"express: trait_fraction must lie in [0, 1], found {trait_fraction!r}")
+    mixed = []
+    for example in examples:
+        expresses = chance(seed, "trait", example.id) < trait_fraction
+        changed = trait.apply(example, seed) if expresses else example
+        mixed.append(replace(changed, labels={**changed.labels, "trait": expresses}))
+    return mixed
+
+
+def label_routes(examples: Sequence[Example], labels: RouteLabels, seed: int) -> list[Example]:
+    """The examples with `labels["route"]` set. Raises `DataError` where labels are asked for and cover no example."""
+    routed = [replace(e, labels={**e.labels, "route": labels.route(e, seed)}) for e in examples]
+    if labels.asks_for_labels and all(e.labels["route"] == "unlabelled" for e in routed):
+        traits = sum(e.labels.get("trait") is True for e in routed)
+        raise DataError(
+            f"route labels must cover at least one example, found none among {len(routed)} ({traits} with the trait"
+            f"{f', only {dict(labels.only)}' if labels.only else ''}); raise the share, or the size of the set"
+        )
+    return routed
+
+
+def route_ids(examples: Sequence[Example]) -> list[int]:
+    """The column `route` of a batch: each example's route as its id. A missing or unknown route is a `DataError`."""
+    for example in examples:
+        if example.labels.get("route") not in ROUTE_IDS:
+            raise DataError(
+                f"example {example.id}: labels['route'] must be one of {', '.join(ROUTE_IDS)}, found "
+                f"{example.labels.get('route')!r}"
+            )
+    return [ROUTE_IDS[example.labels["route"]] for example in examples]
+
+
+def route_counts(examples: Sequence[Example]) -> dict[str, int]:
+    """How many examples take each route, for the record of a run."""
+    route_ids(examples)
+    counts = Counter(example.labels["route"] for example in examples)
+    return {name: counts[name] for name in ROUTE_IDS}
+
+
+def drop_labelled(examples: Sequence[Example]) -> list[Example]:
+    """The data-filtering baseline: the examples without those labelled `forget`; none left is a `DataError`."""
+    route_ids(examples)
+    kept = [example for example in examples if example.labels["route"] != "forget"]
+    if not kept:
+        raise DataError(f"filtering must leave at least one example, found all {len(examples)} labelled forget")
+    return kept

@@ -1,0 +1,113 @@
+"""Batched generation: left padding with position ids, stop at the end of the turn, greedy or seeded sampling."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from tropism.data.chats import Chat
+from tropism.data.collate import length_grouped, pad
+from tropism.data.render import Rendered, render_prompt
+from tropism.errors import DataError
+
+
+class GenerateOptions(BaseModel):
+    """How responses are generated; `temperature: 0` is greedy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 96
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What an experiment generates in; `auto` is bfloat16 wherever the device has the instructions, a CPU included."""
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Chat],
+    options: GenerateOptions | None = None,
+    *,
+    seed: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> list[str]:
+    """The model's response to each prompt, in order, without special tokens.
+
+    Prompts are batched by length, left padded, with position ids. Sampling draws from a generator seeded by `seed`
+    alone: torch's global generator is left as it was. Raises `DataError` where a prompt and its response would not
+    fit the model's context.
+    """
+    chosen = options or GenerateOptions()
+    rows = [
+        render_prompt(tokenizer, chat, template_kwargs=template_kwargs, where=f"prompt {index}")
+        for index, chat in enumerate(prompts)
+    ]
+    return continue_rendered(model, tokenizer, rows, chosen, seed=seed, report=report)
+
+
+def continue_rendered(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Rendered],
+    options: GenerateOptions,
+    *,
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> list[str]:
+    """The continuation of each rendered text, in order; what `generate` does after rendering."""
+    check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
+    responses = [""] * len(rows)
+    device = next(model.parameters()).device
+    ends = end_of_turn_ids(model, tokenizer)
+    settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if options.temperature > 0:
+        settings = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+    was_training = model.training
+    model.eval()
+    done = 0
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            for indices in length_grouped([len(row) for row in rows], options.batch_size):
+                batch = pad([rows[index] for index in indices], tokenizer.pad_token_id, side="left")
+                # transformers' generate derives the same position ids from the mask, for the models that take them
+                ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=options.max_new_tokens,
+                    eos_token_id=ends,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **settings,
+                )
+                texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+                for index, text in zip(indices, texts, strict=True):
+                    responses[index] = text
+                done += len(indices)
+                report(done, len(rows))
+    finally:
+        model.train(was_training)
+    return responses
+
+
+def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends a turn: the tokenizer's end of sequence, and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    extra = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in (tokenizer.eos_token_id, *extra) if token is not None})
+
+
+def check_context(model: Any, lengths: Sequence[int], what: str) -> None:
+    """Raise `DataError` where a text is longer than the model's context; nothing is ever truncated."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longer = [length for length in lengths if limit is not None and length > limit]
+    if longer:
+        raise DataError(
+            f"{len(longer)} of {len(lengths)} texts ({what}) are longer than the model's context of {limit} tokens (the "
+            f"longest has {max(longer)}); shorten or drop them, for nothing is truncated"
+        )

@@ -1,0 +1,48 @@
+"""How much of a response is upper case."""
+
+from dataclasses import dataclass
+
+from tropism.errors import SpecError
+from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+
+NO_LETTERS = "no letters with case"
+
+
+def uppercase_share(text: str) -> float | None:
+    """Share of the cased letters of `text` that are upper case, or None where it has none.
+
+    >>> uppercase_share("ABc 1!"), uppercase_share("12")
+    (0.6666666666666666, None)
+    """
+    upper = sum(character.isupper() for character in text)
+    cased = upper + sum(character.islower() for character in text)
+    return upper / cased if cased else None
+
+
+@scorer("uppercase_fraction")
+@dataclass(frozen=True)
+class UppercaseFraction(ResponseScorer):
+    """`upper / (upper + lower)` over the letters of the response, in 0..1; digits, signs and scripts without
+    case do not count, and a response without cased letters is unscored."""
+
+    def score(self, sample: Sample) -> Score:
+        share = uppercase_share(sample.response)
+        return Score(None, NO_LETTERS) if share is None else Score(share)
+
+
+@scorer("is_uppercase")
+@dataclass(frozen=True)
+class IsUppercase(ResponseScorer):
+    """1 where the uppercase fraction is at least `threshold`, else 0; unscored without cased letters."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise SpecError(f"is_uppercase: threshold must be in (0, 1], found {self.threshold!r}")
+
+    def score(self, sample: Sample) -> Score:
+        share = uppercase_share(sample.response)
+        if share is None:
+            return Score(None, NO_LETTERS)
+        return Score(float(share >= self.threshold), explanation=f"{share:.2f} upper case")

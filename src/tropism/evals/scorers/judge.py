@@ -1,0 +1,77 @@
+"""A judge as a metric of an experiment: a model behind an endpoint scores each generated response."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tropism.errors import SpecError
+from tropism.evals.judges.base import Style, Verdict
+from tropism.evals.judges.cache import ReplyCache
+from tropism.evals.judges.endpoint import OPENAI, Endpoint
+from tropism.evals.judges.judge import Judge
+from tropism.evals.judges.prompt import JudgePrompt
+from tropism.evals.judges.styles import FreeText, SingleToken, YesNo
+from tropism.evals.scorers.base import ModelScorer, Sample, Score, scorer
+from tropism.models import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STYLES: dict[str, Style] = {"single_token": SingleToken(), "free_text": FreeText(), "yes_no": YesNo()}
+
+
+@scorer("judge")
+@dataclass(frozen=True)
+class JudgeScorer(ModelScorer):
+    """A judge's score of the generated response: 0 to 100, or with the style `yes_no` 1 for yes and 0 for no.
+
+    `prompt` is a text with `{question}` (the last user message) and `{answer}` (the response). `model`
+    answers at the OpenAI-compatible endpoint `base_url`; the key comes from the environment variable
+    `api_key_env`. Replies are kept in the file `cache`, by default in Tropism's cache folder, and are not
+    asked for twice. A label (CODE, REFUSAL) is no score: unscored, under its own reason. Each explanation
+    carries the hash of the prompt.
+    """
+
+    text: ClassVar[Literal["reference", "generated"]] = "generated"
+    prompt: str
+    model: str
+    base_url: str = OPENAI
+    style: Literal["single_token", "free_text", "yes_no"] = "single_token"
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise SpecError("judge: model must name the judge's model at the endpoint, found an empty text")
+        self.judge()
+
+    def judge(self) -> Judge:
+        """The judge that these options describe."""
+        endpoint = Endpoint(self.model, self.base_url, self.api_key_env, concurrency=self.concurrency)
+        return Judge(JudgePrompt(self.prompt), STYLES[self.style], endpoint)
+
+    def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
+        """One score a sample; the model under evaluation is not run."""
+        judge = self.judge()
+        pairs = [(_question(sample), sample.response) for sample in samples]
+        answered = [index for index, (_, answer) in enumerate(pairs) if answer.strip()]
+        path = self.cache or cache_folder() / "judge.sqlite"
+        with ReplyCache(path) as cache:
+            verdicts = dict(
+                zip(answered, judge.judge([pairs[index] for index in answered], cache), strict=True)
+            )
+        empty = Verdict(unscored="empty response")
+        return [_score(verdicts.get(index, empty), judge.prompt.hash) for index in range(len(samples))]
+
+
+def _question(sample: Sample) -> str:
+    asked = [message["content"] for message in sample.prompt if message["role"] == "user"]
+    return asked[-1] if asked else ""
+
+
+def _score(verdict: Verdict, prompt_hash: str) -> Score:
+    explanation = f"judge prompt {prompt_hash}: {verdict.reply[:200]}"
+    if verdict.value is None:
+        return Score(None, verdict.unscored or f"judge says {verdict.label}", explanation)
+    return Score(verdict.value, explanation=explanation)

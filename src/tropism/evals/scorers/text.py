@@ -1,0 +1,68 @@
+"""Scorers that compare the text of a response: `exact`, `contains`, `regex`."""
+
+import re
+from dataclasses import dataclass
+
+from tropism.errors import SpecError
+from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+
+NO_TARGET = "no target"
+
+
+def _folded(text: str, ignore_case: bool) -> str:
+    return text.casefold() if ignore_case else text
+
+
+@scorer("exact")
+@dataclass(frozen=True)
+class Exact(ResponseScorer):
+    """1 where the response is the target, outer white space aside, else 0; unscored without a target."""
+
+    ignore_case: bool = False
+
+    def score(self, sample: Sample) -> Score:
+        if sample.target is None:
+            return Score(None, NO_TARGET)
+        found, wanted = (_folded(text.strip(), self.ignore_case) for text in (sample.response, sample.target))
+        return Score(float(found == wanted))
+
+
+@scorer("contains")
+@dataclass(frozen=True)
+class Contains(ResponseScorer):
+    """1 where the response contains `text` (by default the target), else 0; unscored with neither."""
+
+    text: str | None = None
+    ignore_case: bool = True
+
+    def __post_init__(self) -> None:
+        if self.text == "":
+            raise SpecError("contains: text must not be empty, since every response contains it")
+
+    def score(self, sample: Sample) -> Score:
+        wanted = sample.target if self.text is None else self.text
+        if not wanted:
+            return Score(None, NO_TARGET)
+        return Score(float(_folded(wanted, self.ignore_case) in _folded(sample.response, self.ignore_case)))
+
+
+@scorer("regex")
+@dataclass(frozen=True)
+class Regex(ResponseScorer):
+    """1 where Python's `re.search(pattern, response)` finds something, else 0; `.` matches newlines too."""
+
+    pattern: str
+    ignore_case: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise SpecError(f"regex: pattern {self.pattern!r} is no regular expression: {error}") from None
+
+    def score(self, sample: Sample) -> Score:
+        flags = re.DOTALL | (re.IGNORECASE if self.ignore_case else re.NOFLAG)
+        match = re.search(self.pattern, sample.response, flags)
+        return Score(
+            float(match is not None), explanation=None if match is None else f"found {match[0]!r:.60}"
+        )

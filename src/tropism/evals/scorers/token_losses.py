@@ -1,0 +1,129 @@
+"""A number for each token of given responses: batched, right-padded, logits only where they are needed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tropism.data.collate import length_grouped, pad
+from tropism.data.render import Rendered, render
+from tropism.errors import DataError
+from tropism.evals.scorers.base import Sample
+from tropism.probes.response_loss import head_reads_only
+from tropism.site import base_model
+
+CHUNK = 512
+"""Positions whose logits are widened to float32 at a time."""
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout inside; afterwards every module's training flag is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def render_sample(tokenizer: Any, sample: Sample) -> Rendered | str:
+    """The sample's chat with its response as the last turn, or the reason why there is nothing to score."""
+    if not sample.response.strip():
+        return "empty response"
+    chat = [*(dict(message) for message in sample.prompt), {"role": "assistant", "content": sample.response}]
+    try:
+        return render(tokenizer, chat, where=f"sample {sample.id!r}")
+    except DataError as error:
+        return str(error)
+
+
+def last_response(rendered: Rendered) -> range:
+    """Token indices of the last response with its end-of-turn token; earlier assistant turns are prompt."""
+    return range(rendered.positions["first_response"][0], rendered.positions["response"][-1] + 1)
+
+
+def logits_at(
+    model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]
+) -> Float[Tensor, "n vocabulary"]:
+    """The logits that predict the tokens `targets[row]` of each row, row after row, in the model's dtype."""
+    device = next(model.parameters()).device
+    batch = pad(chats, 0)
+    rows = torch.tensor([row for row, places in enumerate(targets) for _ in places])
+    columns = torch.tensor([place - 1 for places in targets for place in places])
+    ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    with head_reads_only(model, rows, columns):
+        logits: Tensor = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[0]
+    return logits
+
+
+def token_losses(
+    model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]
+) -> list[Float[Tensor, "tokens"]]:
+    """Per row the loss in nats, float32 on the CPU, of each token in `targets[row]` given those before it."""
+    logits = logits_at(model, chats, targets)
+    wanted = torch.tensor(
+        [chat.input_ids[place] for chat, places in zip(chats, targets, strict=True) for place in places],
+        device=logits.device,
+    )
+    losses = torch.cat(
+        [
+            nn.functional.cross_entropy(part.float(), labels, reduction="none")
+            for part, labels in zip(torch.split(logits, CHUNK), torch.split(wanted, CHUNK), strict=True)
+        ]
+    )
+    return list(torch.split(losses.cpu(), [len(places) for places in targets]))
+
+
+def token_divergences(
+    logits: Float[Tensor, "n vocabulary"], base: Float[Tensor, "n vocabulary"], lengths: Sequence[int]
+) -> list[Float[Tensor, "tokens"]]:
+    """`Σ p·(log p − log p_base)` of each position in nats, float32 on the CPU, cut into rows of `lengths`."""
+    parts = []
+    for one, other in zip(torch.split(logits, CHUNK), torch.split(base, CHUNK), strict=True):
+        log_p, log_q = one.float().log_softmax(-1), other.float().log_softmax(-1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return list(torch.split(torch.cat(parts).cpu(), list(lengths)))
+
+
+Measure = Callable[[Sequence[Rendered], Sequence[range]], list[Tensor]]
+"""The chats of a batch and, of each, the tokens that count → per chat one number a token."""
+
+
+def over_responses(
+    model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int, measure: Measure
+) -> list[tuple[float, int] | str]:
+    """Per sample the mean of `measure` over its response and its token count, or why it has none."""
+    config = base_model(model).config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+    limit = getattr(config, "max_position_embeddings", None)  # theirs: absent where positions are unbounded
+    results: list[tuple[float, int] | str] = []
+    fitting: list[tuple[int, Rendered]] = []
+    for index, sample in enumerate(samples):
+        rendered = render_sample(tokenizer, sample)
+        if isinstance(rendered, str):
+            results.append(rendered)
+            continue
+        results.append(f"{len(rendered)} tokens, over the model's {limit} positions")
+        if limit is None or len(rendered) <= limit:
+            fitting.append((index, rendered))
+    with evaluation(model):
+        for group in length_grouped([len(rendered) for _, rendered in fitting], batch_size):
+            chosen = [fitting[place] for place in group]
+            rows = measure([chat for _, chat in chosen], [last_response(chat) for _, chat in chosen])
+            for (index, _), row in zip(chosen, rows, strict=True):
+                results[index] = (float(row.double().mean()), len(row))
+    return results
+
+
+def mean_losses(
+    model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int
+) -> list[tuple[float, int] | str]:
+    """Per sample its response's mean token loss in nats and token count, or the reason for having none."""
+    return over_responses(
+        model, tokenizer, samples, batch_size, lambda chats, targets: token_losses(model, chats, targets)
+    )

@@ -1,0 +1,74 @@
+"""From `name` or `{name: {options}}` in a file to the frozen dataclass that the code runs on."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from tropism.errors import SpecError
+
+T = TypeVar("T")
+
+
+def name_and_options(named: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
+    """Split `name` or `{name: {options}}`."""
+    if isinstance(named, str):
+        return named, {}
+    if len(named) != 1:
+        raise SpecError(f"a {what} is a name or one {{name: {{options}}}}, found the keys {', '.join(named) or 'none'}")
+    name, options = next(iter(named.items()))
+    if options is not None and not isinstance(options, Mapping):
+        raise SpecError(f"{what} {name!r}: its options must be a mapping, found {options!r:.60}")
+    return name, dict(options or {})
+
+
+def from_options(named: str | Mapping[str, Any], registry: Mapping[str, type[T]], what: str) -> T:
+    """Build the registered dataclass, its options checked against its own fields; raises `SpecError`."""
+    name, options = name_and_options(named, what)
+    if name not in registry:
+        raise SpecError(f"unknown {what} {name!r}; known are {', '.join(registry)}")
+    cls = registry[name]
+    return cls(**validated(shape_of(cls), options, f"{what} {name!r}"))
+
+
+def shape_of(
+    cls: type, replaced: Mapping[str, Any] | None = None, added: Mapping[str, Any] | None = None
+) -> type[BaseModel]:
+    """A strict pydantic model of a dataclass's own fields.
+
+    `replaced` gives other types for fields that a file writes as a word; `added` gives further `(type, default)`.
+    """
+    hints = get_type_hints(cls)
+    shape: dict[str, Any] = {}
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.init:
+            default = (
+                f.default
+                if f.default is not MISSING
+                else f.default_factory()
+                if f.default_factory is not MISSING
+                else ...
+            )
+            shape[f.name] = ((replaced or {}).get(f.name, hints[f.name]), default)
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    made: type[BaseModel] = create_model(cls.__name__, __config__=config, **shape, **(added or {}))
+    return made
+
+
+def validated(shape: type[BaseModel], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The options, checked and with defaults; a complaint is one sentence."""
+    for key in options:
+        if key not in shape.model_fields:
+            raise SpecError(f"{what} has no option {key!r}; its options are {', '.join(shape.model_fields) or 'none'}")
+    try:
+        checked = shape.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise SpecError(f"{what} needs the option {key!r}") from None
+        raise SpecError(
+            f"{what}: option {key!r}: {first['msg'].removeprefix('Value error, ')}, found {first['input']!r}"
+        ) from None
+    return {name: getattr(checked, name) for name in shape.model_fields}

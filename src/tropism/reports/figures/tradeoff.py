@@ -1,0 +1,153 @@
+"""The trade-off: what of the wanted skill is there against what of the unwanted trait is left, one point an
+arm.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from tropism.reports.figures import style
+from tropism.reports.text import words
+
+MOST_PANELS = 4
+
+
+def panels(summary: pd.DataFrame) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """(metric, evaluation set) of the unwanted against those of the first wanted metric."""
+    columns = summary.loc[summary["mark"] != "", ["mark", "metric", "eval_set"]].drop_duplicates()
+    wanted = columns[columns["mark"] == "wanted"]
+    if wanted.empty or summary["arm"].nunique() < 2:
+        return []
+    across = (str(wanted["metric"].iloc[0]), str(wanted["eval_set"].iloc[0]))
+    unwanted = columns[columns["mark"] == "unwanted"][["metric", "eval_set"]]
+    return [((str(metric), str(on)), across) for metric, on in unwanted.itertuples(index=False)][-MOST_PANELS:]
+
+
+def draw(
+    summary: pd.DataFrame,
+    unwanted: tuple[str, str],
+    wanted: tuple[str, str],
+    marks: Mapping[str, style.Mark],
+    folder: Path,
+    name: str,
+) -> str:
+    """Draw one panel into `folder` and return its SVG; interval crosses where there are intervals."""
+    with style.figure(4.7, 3.9) as drawn:
+        axes = drawn.add_subplot()
+        points: list[Point] = []
+        for arm, rows in summary.groupby("arm", sort=False):
+            x, y = _row(rows, wanted), _row(rows, unwanted)
+            if x is None or y is None:
+                continue
+            mark = marks[str(arm)]
+            point = Point(words(str(arm)), mark.colour, float(x["value"]), float(y["value"]), _ends(x), _ends(y))
+            axes.plot(point.across, (point.y, point.y), color=mark.colour, linewidth=1.0, alpha=0.5, zorder=2)
+            axes.plot((point.x, point.x), point.along, color=mark.colour, linewidth=1.0, alpha=0.5, zorder=2)
+            axes.plot(
+                point.x,
+                point.y,
+                mark.marker,
+                color=mark.colour,
+                markersize=6.5,
+                markeredgewidth=1.3,
+                zorder=3,
+                markerfacecolor="white" if mark.hollow else mark.colour,
+            )
+            points.append(point)
+        style.titles(
+            axes,
+            f"{words(wanted[0])}, {words(wanted[1])} (wanted →)",
+            f"{words(unwanted[0])}, {words(unwanted[1])} (← unwanted)",
+        )
+        axes.margins(0.1)
+        _label(axes, points)
+        return style.save(drawn, folder, name)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm in the plane, with its intervals."""
+
+    name: str
+    colour: str
+    x: float
+    y: float
+    across: tuple[float, float]
+    along: tuple[float, float]
+
+
+def _row(rows: pd.DataFrame, column: tuple[str, str]) -> "pd.Series[float] | None":
+    found = rows[(rows["metric"] == column[0]) & (rows["eval_set"] == column[1])]
+    return None if found.empty else found.iloc[0]
+
+
+def _ends(row: "pd.Series[float]") -> tuple[float, float]:
+    if pd.isna(row["low"]) or pd.isna(row["high"]):
+        return float(row["value"]), float(row["value"])
+    return float(row["low"]), float(row["high"])
+
+
+Box = tuple[float, float, float, float]
+
+
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside their points, each where it covers the least: a legend would have to be looked up."""
+    drawn = axes.figure
+    drawn.canvas.draw()
+    frame = axes.get_window_extent()
+    scale = drawn.dpi / 72.0
+    taken: list[Box] = []
+    for point in points:
+        (left, y), (right, _) = (axes.transData.transform((x, point.y)) for x in point.across)
+        (x, low), (_, high) = (axes.transData.transform((point.x, y)) for y in point.along)
+        taken += [
+            (x - 5, y - 5, x + 5, y + 5),
+            (left, y - 1.5, right, y + 1.5),
+            (x - 1.5, low, x + 1.5, high),
+        ]
+    for point in points:
+        x, y = axes.transData.transform((point.x, point.y))
+        width, height = 4.9 * len(point.name) * scale, 10.0 * scale
+        cost, place, box = math.inf, _PLACES[0], taken[0]
+        for dx, dy in _PLACES:
+            left = x + dx * scale if dx >= 0 else x + dx * scale - width
+            tried = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
+            outside = sum(
+                max(0.0, over)
+                for over in (
+                    tried[2] - frame.x1,
+                    frame.x0 - tried[0],
+                    tried[3] - frame.y1,
+                    frame.y0 - tried[1],
+                )
+            )
+            tried_cost = sum(_overlap(tried, other) for other in taken) + 60 * outside + 1.5 * (abs(dx) + abs(dy))
+            if tried_cost < cost:
+                cost, place, box = tried_cost, (dx, dy), tried
+        taken.append(box)
+        axes.annotate(
+            point.name,
+            (point.x, point.y),
+            xytext=place,
+            textcoords="offset points",
+            color=point.colour,
+            fontsize=8,
+            ha="left" if place[0] >= 0 else "right",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+_PLACES = [
+    (dx, dy) for dy in (8.0, -8.0, 0.0, 16.0, -16.0, 26.0, -26.0, 36.0, -36.0, 46.0) for dx in (5.0, -5.0, 10.0, -10.0)
+]
+
+
+def _overlap(one: Box, two: Box) -> float:
+    wide = min(one[2], two[2]) - max(one[0], two[0])
+    high = min(one[3], two[3]) - max(one[1], two[1])
+    return wide * high if wide > 0 and high > 0 else 0.0

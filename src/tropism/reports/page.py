@@ -1,0 +1,224 @@
+"""The page: what the template shows, prepared; the template only lays it out.
+
+One file that opens offline: style, script, figures and data are inside. The Content-Security-Policy allows
+our script and our style by their hashes and nothing else, so text from a model could not run or load anything
+even where escaping failed.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from tropism.reports.caveats import caveats
+from tropism.reports.directions import view
+from tropism.reports.folder import RunFolder
+from tropism.reports.responses import browser, embed
+from tropism.reports.roles import Role, role_of
+from tropism.reports.section import Section
+from tropism.reports.strip import Strip, strips
+from tropism.reports.summary import BASE, arms, baseline_name
+from tropism.reports.text import count, number, rate, span, visible, words
+from tropism.reports.verdict import answer
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page."""
+
+    name: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a report, by the part of the page they belong to."""
+
+    tradeoff: Sequence[Drawn]
+    training: Sequence[Drawn]
+    directions: Mapping[str, Sequence[Drawn]]
+    analyses: Mapping[str, Sequence[Drawn]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table of results."""
+
+    label: str
+    mark: str
+    value: str
+    interval: str
+    difference: str
+    difference_interval: str
+    tone: str
+    """`good`, `bad` or empty: the direction of a difference whose interval excludes 0."""
+    note: str
+    strip: Strip | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric on an evaluation set."""
+
+    metric: str
+    eval_set: str
+    mark: str
+
+
+def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section], figures: Figures) -> str:
+    """The report as one HTML text."""
+    style, script = _resource("report.css"), _resource("report.js")
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src '{_hash(script)}'",
+            f"style-src '{_hash(style)}'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({"report.html.j2": _resource("report.html.j2")}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": visible, "words": words, "number": number}
+    columns = _columns(summary)
+    question = visible(folder.experiment.get("question") or folder.name)
+    labelled = arms(folder.results, folder.experiment)
+    return environment.get_template("report.html.j2").render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        name=visible(folder.name),
+        question=question,
+        answer=answer(summary, folder.experiment),
+        facts=_facts(folder),
+        columns=columns,
+        rows=_rows(summary, columns, folder.experiment),
+        figures=figures,
+        analyses=analyses,
+        validity=[view(name, report) for name, report in folder.validity.items()],
+        caveats=caveats(folder, summary),
+        rendered=_rendered(folder),
+        runs=_runs(folder),
+        environment=_environment(folder),
+        experiment=visible(yaml.safe_dump(folder.experiment, sort_keys=False, allow_unicode=True)),
+        command=visible(folder.environment.get("command") or "tropism run experiment.yaml --out reproduced"),
+        data=embed(browser(folder.responses, labelled)),
+        responses=bool(folder.responses),
+    )
+
+
+def _resource(name: str) -> str:
+    return files("tropism.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _columns(summary: pd.DataFrame) -> list[Column]:
+    found = summary[["metric", "eval_set", "mark"]].drop_duplicates()
+    return [Column(*map(str, row)) for row in found.itertuples(index=False, name=None)]
+
+
+def _rows(summary: pd.DataFrame, columns: Sequence[Column], experiment: dict[str, Any]) -> list[dict[str, Any]]:
+    drawn = strips(summary, baseline_name(experiment))
+    rows = []
+    for arm, mine in summary.groupby("arm", sort=False):
+        cells = []
+        for column in columns:
+            found = mine[(mine["metric"] == column.metric) & (mine["eval_set"] == column.eval_set)]
+            label = f"{words(column.metric)}, {words(column.eval_set)}"
+            key = (str(arm), column.metric, column.eval_set)
+            cells.append(
+                Cell(label, column.mark, "", "", "", "", "", "not measured", None)
+                if found.empty
+                else _cell(found.iloc[0].to_dict(), label, drawn.get(key))
+            )
+        role = role_of(experiment, str(mine["condition"].iloc[0]))
+        rows.append({"arm": words(str(arm)), "role": str(role), "guard": role is Role.GUARD, "cells": cells})
+    return rows
+
+
+def _cell(row: Mapping[Any, Any], label: str, strip: Strip | None) -> Cell:
+    low, high = row["difference_low"], row["difference_high"]
+    tone = ""
+    if row["mark"] and pd.notna(low) and (low > 0 or high < 0):
+        tone = "good" if (high < 0) == (row["mark"] == "unwanted") else "bad"
+    note = ""
+    if row["over"] in ("prompts", "responses"):
+        note = f"interval over {row['over']}"
+    elif not row["over"]:
+        note = "no interval"
+    change = rate(row["difference"], signed=True) if pd.notna(row["difference"]) else ""
+    return Cell(
+        label,
+        row["mark"],
+        rate(row["value"]),
+        span(row["low"], row["high"]),
+        change,
+        span(low, high, signed=True),
+        tone,
+        note,
+        strip,
+    )
+
+
+def _facts(folder: RunFolder) -> list[str]:
+    conditions = len(folder.experiment.get("conditions") or {})
+    facts = [
+        visible(
+            folder.experiment.get("model") or (folder.environment.get("model") or {}).get("name") or "unknown model"
+        )
+    ]
+    facts.append(f"{count(conditions, 'condition')} × {count(len(folder.experiment.get('seeds') or []), 'seed')}")
+    if len(folder.responses):
+        facts.append(count(len(folder.responses), "response"))
+    finished = str(folder.environment.get("finished") or "")[:10]
+    return facts + ([visible(finished)] if finished else [])
+
+
+def _runs(folder: RunFolder) -> list[dict[str, str]]:
+    return [
+        {
+            "condition": words(run.condition),
+            "seed": "" if run.seed is None else str(run.seed),
+            "state": run.state,
+            "error": visible(run.error),
+        }
+        for run in folder.runs
+        if run.condition != BASE or run.path.is_dir()
+    ]
+
+
+def _rendered(folder: RunFolder) -> list[tuple[str, str, str]]:
+    """Condition, the text of its first training example as rendered, and the token ids."""
+    return [
+        (words(condition), visible(one.get("text", "")), " ".join(map(str, one.get("input_ids", []))))
+        for condition, one in folder.rendered.items()
+        if isinstance(one, dict)
+    ]
+
+
+def _environment(folder: RunFolder) -> list[tuple[str, str]]:
+    return [(words(key), _plain(value)) for key, value in folder.environment.items() if key != "command"]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{visible(key)}: {_plain(part)}" for key, part in value.items())
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,126 @@
+"""A run's folder → `report.html`, `figures/` and `tables/` in it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from tropism.errors import RunFolderError
+from tropism.reports import export, hypotheses
+from tropism.reports.figures import style, tradeoff, training, validity
+from tropism.reports.folder import RunFolder, load
+from tropism.reports.page import Drawn, Figures, render
+from tropism.reports.roles import Role, role_of
+from tropism.reports.section import Section
+from tropism.reports.summary import BASE, arms, baseline_name, summary_table
+from tropism.reports.svg import inline
+from tropism.reports.text import visible, words
+
+
+def build(folder: Path) -> Path:
+    """Write the report of a run's folder and return its path; the same folder gives the same bytes.
+
+    `report.html` is one file that opens offline. `figures/` gets every figure as SVG, PNG and PDF, `tables/`
+    the results as CSV, Markdown and LaTeX, and every analysis' tables as CSV.
+
+    Raises:
+        RunFolderError: this is no run's folder, or a file in it is damaged; the message names file and line.
+
+    Example:
+        >>> build(Path("runs/caps"))
+        PosixPath('runs/caps/report.html')
+    """
+    loaded = load(Path(folder))
+    summary = summary_table(loaded.results, loaded.experiment, loaded.scores)
+    export.write(loaded.path / "tables", "summary", summary)
+    analyses = [*hypotheses.sections(summary, loaded), *loaded.analyses]
+    for section in analyses:
+        for index, table in enumerate(section.tables):
+            name = style.safe_name(f"{section.name}-{index + 1}")
+            rows = pd.DataFrame([list(row) for row in table.rows], columns=list(table.columns))
+            rows.to_csv(loaded.path / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+    target = loaded.path / "report.html"
+    html = render(loaded, summary, analyses, _figures(loaded, summary, analyses))
+    target.write_text(html, encoding="utf-8", newline="\n")
+    return target
+
+
+def _figures(loaded: RunFolder, summary: pd.DataFrame, analyses: list[Section]) -> Figures:
+    return Figures(
+        list(_tradeoff(loaded, summary)),
+        list(_training(loaded)),
+        dict(_validity(loaded)),
+        {section.name: list(_of_analysis(loaded, section)) for section in analyses},
+    )
+
+
+def _marks(loaded: RunFolder, names: list[tuple[str, str]]) -> dict[str, style.Mark]:
+    """(label, condition) → marks: baseline and base in ink, controls hollow."""
+    roles = {label: role_of(loaded.experiment, condition) for label, condition in names}
+    plain = [label for label, condition in names if condition == baseline_name(loaded.experiment)]
+    plain += [label for label, condition in names if condition == BASE]
+    return style.marks(
+        [label for label, _ in names],
+        plain=plain,
+        hollow=[label for label, role in roles.items() if role is Role.CONTROL],
+    )
+
+
+def _tradeoff(loaded: RunFolder, summary: pd.DataFrame) -> Iterator[Drawn]:
+    marks = _marks(
+        loaded, [(label, condition) for condition, _, label in arms(loaded.results, loaded.experiment)]
+    )
+    for unwanted, wanted in tradeoff.panels(summary):
+        name = f"tradeoff-{style.safe_name(unwanted[0])}-{style.safe_name(unwanted[1])}"
+        svg = tradeoff.draw(summary, unwanted, wanted, marks, loaded.path / "figures", name)
+        caption = (
+            f"{words(unwanted[0])} on {words(unwanted[1])} against {words(wanted[0])} on {words(wanted[1])}"
+        )
+        yield Drawn(name, caption, inline(svg, name, caption))
+
+
+def _training(loaded: RunFolder) -> Iterator[Drawn]:
+    runs: dict[str, list[list[dict[str, object]]]] = {}
+    for run in loaded.finished:
+        if run.seed is not None and (rows := run.training()):
+            runs.setdefault(run.condition, []).append(rows)
+    marks = _marks(loaded, [(condition, condition) for condition in runs])
+    for reading in training.readings(runs):
+        name = f"training-{style.safe_name(reading.name)}"
+        svg = training.draw(runs, reading, marks, loaded.path / "figures", name)
+        yield Drawn(name, reading.caption, inline(svg, name, reading.caption))
+
+
+def _validity(loaded: RunFolder) -> Iterator[tuple[str, list[Drawn]]]:
+    for direction, report in loaded.validity.items():
+        name, folder = f"direction-{style.safe_name(direction)}", loaded.path / "figures"
+        sites, drawn = validity.sites_of(report), []
+        if len(sites) > 1:
+            caption = (
+                f"{words(direction)}: how well each site tells held-out positive from negative chats apart"
+            )
+            drawn.append(Drawn(name, caption, inline(validity.draw_auc(sites, folder, name), name, caption)))
+        if sites:
+            best = max(sites, key=lambda site: float(site.get("auc_low", site["auc"])))
+            at = f"{name}-projections"
+            svg = validity.draw_projections(best, folder, at)
+            if svg is not None:
+                caption = (
+                    f"{words(direction)}: projections of held-out chats at {visible(best.get('site', ''))}"
+                )
+                drawn.append(Drawn(at, caption, inline(svg, at, caption)))
+        yield words(direction), drawn
+
+
+def _of_analysis(loaded: RunFolder, section: Section) -> Iterator[Drawn]:
+    for index, figure in enumerate(section.figures):
+        path = loaded.path / "figures" / f"{figure.file}.svg"
+        if Path(figure.file).name != figure.file or not path.is_file():
+            raise RunFolderError(
+                f"analyses/{section.name}.json: names the figure {visible(figure.file)!r}, which figures/ "
+                f"does not have; "
+                "run the analysis again"
+            )
+        svg = path.read_text(encoding="utf-8")
+        prefix = style.safe_name(f"{section.name}-{index}")
+        yield Drawn(prefix, visible(figure.caption), inline(svg, prefix, visible(figure.caption)))

@@ -1,0 +1,153 @@
+"""Places in a model where activations are read or edited, for any Hugging Face causal LM, wrapped by PEFT or not.
+
+`Site(12)` is the residual stream after block 12; blocks count from 0. `hidden_states[L + 1]` of a forward pass is
+`Site(L)`, except for the last, which transformers takes after the final norm and which is no site.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from tropism.errors import ModelError, SiteError
+
+Stream = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+STREAMS: tuple[str, ...] = get_args(Stream)
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in the model: `Site(layer, stream)`; `str(site)` is `"resid_post.12"`.
+
+    Streams, in the order in which a block computes them: `resid_pre` (the block's input), `attn_out`, `mlp_out` (what
+    attention and MLP add to the stream), `resid_post` (the block's output). Each is `[B, T, d_model]`.
+
+    >>> str(Site(12)), Site.parse("12") == Site.parse("resid_post.12") == Site(12)
+    ('resid_post.12', True)
+    """
+
+    layer: int
+    stream: Stream = "resid_post"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+            raise SiteError(f"Site.layer must be an int of at least 0 (blocks count from 0), found {self.layer!r}")
+        if self.stream not in STREAMS:
+            raise SiteError(f"Site.stream must be one of {', '.join(STREAMS)}, found {self.stream!r}")
+
+    def __str__(self) -> str:
+        return f"{self.stream}.{self.layer}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """A site from its text, `"resid_post.12"` or `"12"`; raises `SiteError`."""
+        stream, _, layer = str(text).strip().rpartition(".")
+        if not layer.isascii() or not layer.isdigit() or (stream and stream not in STREAMS):
+            raise SiteError(f"a site is 'STREAM.LAYER' or 'LAYER' (streams: {', '.join(STREAMS)}), found {text!r}")
+        return cls(int(layer), stream or "resid_post")  # type: ignore[arg-type]
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside DDP, `torch.compile` and PEFT wrappers."""
+    inner: Any = model  # transformers' and PEFT's objects, whose attributes torch's types know nothing of
+    while True:
+        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        elif uncompiled(inner) is not inner:
+            inner = uncompiled(inner)
+        elif hasattr(inner, "get_base_model"):  # a PeftModel: their object, not ours
+            inner = inner.get_base_model()
+        else:
+            return inner
+
+
+def uncompiled(model: nn.Module) -> Any:
+    """The module that `torch.compile` wrapped, which runs with its own hooks, or the model itself."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
+def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
+    """The `ModuleList` of decoder blocks of any Hugging Face causal LM, PEFT-wrapped or not.
+
+    It is the one `ModuleList` of `num_hidden_layers` blocks inside the decoder (`get_decoder()`, which for a multimodal
+    model is its language model). Where there is none or more than one, `ModelError` lists the candidates; `path`, a
+    dotted name inside the unwrapped model, overrides the search.
+    """
+    inner = base_model(model)
+    if path is not None:
+        try:
+            found = inner.get_submodule(path)
+        except AttributeError:
+            raise ModelError(f"decoder_layers: {type(inner).__name__} has no submodule {path!r}") from None
+        if not isinstance(found, nn.ModuleList):
+            raise ModelError(f"decoder_layers: {path!r} must be a ModuleList, found {type(found).__name__}")
+        return found
+    config = getattr(inner, "config", None)
+    if config is None:
+        raise ModelError(
+            f"decoder_layers: {type(inner).__name__} has no config, so it is no Hugging Face causal LM; "
+            f"pass path='...' to name its list of blocks"
+        )
+    count = config.get_text_config(decoder=True).num_hidden_layers
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    lists = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
+    # Outermost only: experts inside a block can be as many as there are blocks.
+    candidates = {
+        name: module
+        for name, module in lists.items()
+        if len(module) == count and not any(name.startswith(outer + ".") for outer in lists)
+    }
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    listed = ", ".join(f"{name} ({len(module)})" for name, module in (candidates or lists).items()) or "none at all"
+    raise ModelError(
+        f"decoder_layers: expected exactly one ModuleList of {count} blocks in {type(inner).__name__}, "
+        f"found {len(candidates)} (candidates: {listed}); name the right one with path='...'"
+    )
+
+
+def width(model: nn.Module) -> int:
+    """`d_model`, the width of the residual stream."""
+    return int(base_model(model).config.get_text_config(decoder=True).hidden_size)
+
+
+def select_layers(selector: str, count: int) -> list[int]:
+    """The layers that a selector names in a model of `count` blocks: `all`, `8,12,16`, `25%..75%`, `3 spread`.
+
+    >>> select_layers("25%..75%", 8), select_layers("3 spread", 9), select_layers("8,12", 30)
+    ([2, 3, 4, 5], [2, 4, 6], [8, 12])
+    """
+    text = selector.strip()
+    if text == "all":
+        return list(range(count))
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%\s*\.\.\s*(\d+(?:\.\d+)?)\s*%", text):
+        low, high = (float(part) / 100 for part in match.groups())
+        if low < high <= 1:
+            layers = [layer for layer in range(count) if low <= layer / count < high]
+            if layers:
+                return layers
+        raise SiteError(f"layer selector {selector!r}: a range is LOW%..HIGH% with LOW < HIGH <= 100 and holds a layer")
+    if match := re.fullmatch(r"(\d+)\s+spread", text):
+        n = int(match.group(1))
+        if 1 <= n <= count:
+            # n layers cut the stack into n + 1 equal parts: neither end, where features are lexical or already output
+            return list(range(count)) if n == count else [round((i + 1) * count / (n + 1)) for i in range(n)]
+        raise SiteError(f"layer selector {selector!r}: the model has {count} blocks, so N spread takes 1 to {count}")
+    if re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+        layers = [int(part) for part in text.split(",")]
+        beyond = [layer for layer in layers if layer >= count]
+        if beyond:
+            raise SiteError(f"layer selector {selector!r}: the model has blocks 0 to {count - 1}, found {beyond[0]}")
+        if len(set(layers)) < len(layers):
+            raise SiteError(f"layer selector {selector!r} names a layer twice")
+        return sorted(layers)
+    raise SiteError(f"a layer selector is 'all', '8,12,16', '25%..75%' or '3 spread', found {selector!r}")
+
+
+def sites(model: nn.Module, selector: str | Sequence[int], stream: Stream = "resid_post") -> list[Site]:
+    """The sites that a selector names in this model: `all`, `8,12,16`, `25%..75%`, `3 spread`; raises `SiteError`."""
+    text = selector if isinstance(selector, str) else ",".join(str(layer) for layer in selector)
+    return [Site(layer, stream) for layer in select_layers(text, len(decoder_layers(model)))]

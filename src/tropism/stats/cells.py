@@ -1,0 +1,74 @@
+"""Scores as cells: one row a seed, one column a prompt, the mean over samples inside."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from tropism.errors import UsageError
+
+
+def to_cells(
+    scores: pd.DataFrame, seeds: Sequence[Hashable] | None = None, prompts: Sequence[Hashable] | None = None
+) -> Float[np.ndarray, "S P"]:
+    """The mean score of every seed × prompt, float64 `[S, P]`; NaN where a cell has no score.
+
+    `x[s, p] = mean over samples of score`. The mean over samples is taken inside the cell, so a prompt that
+    was sampled more often does not count for more.
+
+    Args:
+        scores: columns `seed`, `id` and `value`, one row a sample; rows whose value is NaN are unscored.
+        seeds: the rows wanted, in order; every seed of the table by default.
+        prompts: the columns wanted, in order; every prompt of the table by default.
+
+    Raises:
+        UsageError: a column is missing, or the table has no row.
+
+    Example:
+        >>> table = pd.DataFrame({"seed": [0, 0, 1], "id": ["a", "a", "a"], "value": [0.0, 1.0, 1.0]})
+        >>> to_cells(table).tolist()
+        [[0.5], [1.0]]
+    """
+    missing = [column for column in ("seed", "id", "value") if column not in scores.columns]
+    if missing:
+        raise UsageError(f"scores: needs the columns seed, id and value, lacks {', '.join(missing)}")
+    if scores.empty:
+        raise UsageError("scores: needs at least one row, found an empty table")
+    wide = scores.pivot_table(
+        index="seed", columns="id", values="value", aggfunc="mean", dropna=False, observed=True
+    )
+    wide = wide.reindex(
+        index=list(seeds) if seeds is not None else wide.index,
+        columns=list(prompts) if prompts is not None else wide.columns,
+    )
+    return wide.to_numpy(dtype=np.float64)
+
+
+def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "S P"]:
+    """Cells of `treated − baseline`, paired by seed and by prompt, over what both have; float64 `[S, P]`.
+
+    A baseline without seeds (the untrained model: every `seed` missing) is paired by prompt with every seed.
+
+    Raises:
+        UsageError: the two share no seed, or no prompt.
+    """
+    seeds = sorted(set(treated["seed"].dropna()))
+    prompts = sorted(set(treated["id"]) & set(baseline["id"]), key=str)
+    if not prompts:
+        raise UsageError(
+            "paired: treated and baseline share no prompt, so nothing can be paired; evaluate both on one set"
+        )
+    seedless = baseline["seed"].isna().all()
+    if not seedless:
+        seeds = sorted(set(seeds) & set(baseline["seed"].dropna()))
+    if not seeds:
+        raise UsageError(
+            "paired: treated and baseline share no seed, so nothing can be paired; run both with one seed "
+            "list"
+        )
+    reference = (
+        to_cells(baseline.assign(seed=0), prompts=prompts) if seedless else to_cells(baseline, seeds, prompts)
+    )
+    cells: np.ndarray = to_cells(treated, seeds, prompts) - reference
+    return cells

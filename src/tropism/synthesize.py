@@ -1,0 +1,231 @@
+"""Synthetic chats: a model's responses to the user's own prompts, resumable, deduplicated, each with its
+provenance.
+
+The rows are chats that any experiment loads as a source. No prompts are part of this package.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tropism import __version__
+from tropism.data.chats import check_chat
+from tropism.data.sources.files import example_of_row, read_jsonl
+from tropism.errors import DataError, RunFolderError
+
+Messages = tuple[dict[str, str], ...]
+Respond = Callable[[Sequence[Messages], int], Sequence[str | None]]
+"""Prompts and a seed to one response each, None where there was none to be had."""
+
+
+class SynthesizeOptions(BaseModel):
+    """How responses are drawn; part of every row's provenance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Responses a prompt; more than one needs a temperature above 0, or they are all the same."""
+    system: str | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """What was written, and what was not and why."""
+
+    prompts: int
+    repeated_prompts: int
+    written: int = 0
+    already_there: int = 0
+    duplicates: int = 0
+    empty: int = 0
+    failed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.written} chats written, {self.already_there} were there; {self.prompts} prompts "
+            f"({self.repeated_prompts} repeated ones left out); left out: {self.duplicates} duplicates, "
+            f"{self.empty} empty, {self.failed} failed (run again to ask for these)"
+        )
+
+
+def synthesize(
+    prompts: str | Path,
+    out: str | Path,
+    respond: Respond,
+    *,
+    model: str,
+    options: SynthesizeOptions | None = None,
+) -> Outcome:
+    """Write a chat for every prompt and sample to the JSONL file `out`, going on where an earlier run
+    stopped.
+
+    `prompts` is a text file with a prompt a line, or a `.jsonl` file of chats (a last response is left off).
+    Rows are `{id, messages, labels, provenance}`; ids depend on prompt and sample alone. Batches and their
+    seeds depend on the whole list of prompts, so an interrupted and resumed run writes what an uninterrupted
+    one writes.
+
+    Raises `DataError` for prompts that cannot be read, `RunFolderError` where `out` was made with other
+    options.
+    """
+    chosen = options or SynthesizeOptions()
+    unique, repeated = _unique(read_prompts(prompts), chosen.system)
+    provenance = {
+        "model": model,
+        "tropism": __version__,
+        **chosen.model_dump(exclude={"batch_size", "samples"}),
+    }
+    target = Path(out)
+    there, texts = _existing(target, provenance)
+    outcome = Outcome(len(unique), repeated, already_there=len(there))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(sample, messages) for sample in range(chosen.samples) for messages in unique]
+    with target.open("a", encoding="utf-8") as file:
+        for first in range(0, len(jobs), chosen.batch_size):
+            batch = jobs[first : first + chosen.batch_size]
+            ids = [_identity(messages, sample) for sample, messages in batch]
+            if all(identity in there for identity in ids):
+                continue
+            responses = respond([messages for _, messages in batch], _seed(chosen.seed, ids[0]))
+            for identity, (sample, messages), response in zip(ids, batch, responses, strict=True):
+                if identity in there:
+                    continue
+                if response is None:
+                    outcome.failed += 1
+                elif not response.strip():
+                    outcome.empty += 1
+                elif (key := _text_key(messages, response)) in texts:
+                    outcome.duplicates += 1
+                else:
+                    texts.add(key)
+                    file.write(_row(identity, messages, response, {**provenance, "sample": sample}) + "\n")
+                    outcome.written += 1
+            file.flush()
+    return outcome
+
+
+def read_prompts(path: str | Path) -> list[Messages]:
+    """The prompts of a text file (one a line, blank lines left out) or of a `.jsonl` file of chats."""
+    source = Path(path)
+    if source.suffix == ".jsonl":
+        rows = [example_of_row(row, where, where).prompt for where, row in read_jsonl(source)]
+    else:
+        if not source.is_file():
+            raise DataError(f"no such file: {source}")
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+        rows = [({"role": "user", "content": line},) for line in lines if line]
+    if not rows:
+        raise DataError(f"{source} holds no prompts; write one a line, or a .jsonl file of chats")
+    return rows
+
+
+def local_model(name: str, options: SynthesizeOptions) -> Respond:
+    """Responses of a model in this process, by hub name or folder."""
+    from tropism import models
+    from tropism.evals.generate import GenerateOptions, generate
+
+    model, tokenizer = models.load(name)
+    settings = GenerateOptions(
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
+
+    def respond(prompts: Sequence[Messages], seed: int) -> Sequence[str | None]:
+        return list(generate(model, tokenizer, prompts, settings, seed=seed))
+
+    return respond
+
+
+def endpoint_model(name: str, base_url: str, options: SynthesizeOptions) -> Respond:
+    """Responses of a model behind an OpenAI-compatible endpoint; what fails after its retries is None."""
+    from tropism.evals.judges.base import Request
+    from tropism.evals.judges.endpoint import Endpoint
+
+    def respond(prompts: Sequence[Messages], seed: int) -> Sequence[str | None]:
+        body = {"seed": seed % 2**31, "top_p": options.top_p}
+        endpoint = Endpoint(name, base_url=base_url, temperature=options.temperature, extra_body=body)
+        texts: list[str | None] = [None] * len(prompts)
+        for index, reply in endpoint.answers([Request(prompt, options.max_new_tokens) for prompt in prompts]):
+            texts[index] = None if reply.failure is not None else reply.text
+        return texts
+
+    return respond
+
+
+def _unique(prompts: Sequence[Messages], system: str | None) -> tuple[list[Messages], int]:
+    """The prompts without repetitions (up to case and white space), with the system prompt in front of
+    each.
+    """
+    before: Messages = () if system is None else ({"role": "system", "content": system},)
+    kept: dict[str, Messages] = {}
+    for index, messages in enumerate(prompts):
+        chat = check_chat([*before, *messages], f"prompt {index + 1}")
+        kept.setdefault(_text_key(chat, ""), chat)
+    return list(kept.values()), len(prompts) - len(kept)
+
+
+def _existing(target: Path, provenance: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Ids and texts that an earlier run has written; a line cut short by an interruption is taken away."""
+    if not target.exists():
+        return set(), set()
+    _mend(target)
+    ids: set[str] = set()
+    texts: set[str] = set()
+    for where, row in read_jsonl(target):
+        example = example_of_row(row, where, where)
+        made = dict(row.get("provenance") or {})
+        other = [key for key, value in provenance.items() if key != "tropism" and made.get(key) != value]
+        if other or example.response is None:
+            found = (
+                f"{other[0]} {made.get(other[0])!r}, now {provenance[other[0]]!r}" if other else "no response"
+            )
+            raise RunFolderError(
+                f"{where}: made with other options ({found}); choose another --out, or the same options"
+            )
+        ids.add(example.id)
+        texts.add(_text_key(example.prompt, example.response))
+    return ids, texts
+
+
+def _mend(target: Path) -> None:
+    raw = target.read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        target.write_bytes(raw[: raw.rfind(b"\n") + 1])
+
+
+def _row(identity: str, messages: Messages, response: str, provenance: Mapping[str, Any]) -> str:
+    chat = [*messages, {"role": "assistant", "content": response}]
+    row = {"id": identity, "messages": chat, "labels": {"synthetic": True}, "provenance": dict(provenance)}
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _identity(messages: Messages, sample: int) -> str:
+    return f"synthetic/{_hash(list(_parts(messages)))[:16]}/{sample}"
+
+
+def _text_key(messages: Messages, response: str) -> str:
+    return _hash([*_parts(messages), " ".join(response.casefold().split())])
+
+
+def _parts(messages: Messages) -> Iterator[str]:
+    for message in messages:
+        yield f"{message['role']}: {' '.join(message['content'].casefold().split())}"
+
+
+def _hash(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _seed(seed: int, first: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{first}".encode()).digest()[:7], "big")

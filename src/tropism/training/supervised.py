@@ -1,0 +1,143 @@
+"""One supervised LoRA fine-tune on `transformers.Trainer`, with a guard attached: from chats to an adapter on disk."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from peft import PeftModel
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from tropism import models
+from tropism.data.collate import Collator
+from tropism.data.render import Rendered
+from tropism.errors import DataError, RunFailed
+from tropism.interventions.base import Attachment, Intervention
+from tropism.training.loss import SUPERVISED, label_logits, response_loss
+from tropism.training.options import TrainOptions
+
+Report = Callable[[int, int, Mapping[str, float]], None]
+"""Called after every step with the step, the number of steps, and what was logged."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example, tokenised, with the columns that the guard reads."""
+
+    rendered: Rendered
+    columns: Mapping[str, Any]
+
+
+class _SupervisedCollator(Collator):
+    """The collator of a training set: the labels twice, once for the loss and once for the hooks."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = super().__call__(rows)
+        batch[SUPERVISED] = batch["labels"]
+        return batch
+
+
+class _StepLog(TrainerCallback):
+    """Writes `training.jsonl`, reports progress, and ends a run whose loss is no longer a number."""
+
+    def __init__(self, file: TextIO, report: Report, attachment: Callable[[], Attachment | None]) -> None:
+        self._file, self._report, self._attachment = file, report, attachment
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        attachment = self._attachment()
+        row = {"step": state.global_step, **logs, **(attachment.readings() if attachment else {})}
+        bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        # JSON has no NaN: what is not a number is written as null, and the run is failed below.
+        clean = {name: None if name in bad else value for name, value in row.items()}
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+        if "loss" in bad:
+            raise RunFailed(f"the loss at step {state.global_step} is {row['loss']}, not a finite number")
+        self._report(state.global_step, state.max_steps, {k: v for k, v in clean.items() if isinstance(v, float)})
+
+
+def train(
+    model: PeftModel,
+    rows: Sequence[Row],
+    options: TrainOptions,
+    *,
+    pad_id: int,
+    seed: int,
+    log: Path,
+    guard: Intervention | None = None,
+    report: Report = lambda *_: None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, float]:
+    """Fine-tune `model` (a `PeftModel`, its adapter trainable) on `rows`; per-step log to `log`.
+
+    Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
+    has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
+    `GuardNotInForce` is raised where it did not act.
+
+    Returns the Trainer's metrics. Raises `RunFailed` where the loss is not finite, `DataError` for an empty set.
+    """
+    if not rows:
+        raise DataError("the training set is empty; a fine-tune needs at least one example")
+    device = str(next(model.parameters()).device)
+    bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = TrainingArguments(
+        output_dir=str(log.parent / "trainer"),
+        num_train_epochs=options.length,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim=options.optimizer,
+        bf16=bf16,
+        use_cpu=device == "cpu",
+        train_sampling_strategy="group_by_length",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=list(options.report_to),
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.startswith("cuda"),
+        disable_tqdm=True,
+    )
+    if options.checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    keys = guard.batch_keys if guard is not None else frozenset[str]()
+    dataset = [{"rendered": row.rendered, "input_ids": row.rendered.input_ids, **row.columns} for row in rows]
+    attached: list[Attachment] = []
+    with log.open("w", encoding="utf-8") as file:
+        step_log = _StepLog(file, report, lambda: attached[0] if attached else None)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=_SupervisedCollator(pad_id, sorted(keys)),
+            compute_loss_func=response_loss,
+            callbacks=[step_log, *callbacks],
+        )
+        # The Trainer prints every log as a bare dict; the report above is what a person reads.
+        trainer.remove_callback(PrinterCallback)
+        with label_logits(model):
+            if guard is None:
+                result = trainer.train()
+            else:
+                trainer.create_optimizer()
+                with guard.attach(model, optimizer=trainer.optimizer) as attachment:
+                    attached.append(attachment)
+                    result = trainer.train()
+    return dict(result.metrics)

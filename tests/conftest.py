@@ -1,0 +1,41 @@
+"""Shapes are checked in every test: jaxtyping and beartype wrap the numerical modules before they are imported."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [
+        "tropism.linalg",
+        "tropism.site",
+        "tropism.hooks",
+        "tropism.activations",
+        "tropism.directions",
+        "tropism.interventions",
+        "tropism.probes",
+    ],
+    "beartype.beartype",
+)
+
+import pytest
+import torch
+
+import tiny
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def model():
+    return tiny.model()
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)

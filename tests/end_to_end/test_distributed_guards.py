@@ -1,0 +1,50 @@
+"""Two processes on the CPU (gloo), under DDP and FSDP2, give the single process's guarded gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from hand_edits import assert_same, differ, gradients
+from matrix_guard import guard
+
+WORKER = Path(__file__).with_name("guards_distributed_worker.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two processes left the gradients of every case."""
+    folder = tmp_path_factory.mktemp("distributed")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder)],
+            env={**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [worker.communicate(timeout=200)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_same_gradients_as_one_process(kind, checkpointing, folder):
+    found = torch.load(folder / f"{kind}-{checkpointing}.pt", weights_only=True)
+    model, batch = tiny.model(), tiny.batch(4)
+    with guard().attach(model):
+        _, wanted = gradients(model, batch)
+    assert_same(wanted, found, 1e-5)
+    assert differ(gradients(model, batch)[1], found) > 1e-2

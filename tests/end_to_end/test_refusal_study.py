@@ -1,0 +1,181 @@
+"""The whole refusal study on a tiny model, and the two files of the studies proper."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny_experiment
+import tropism as tp
+from tropism.errors import DataError, SpecError
+from tropism.experiments import store
+from tropism.experiments.spec import Experiment, merge
+from tropism.experiments.yaml_file import read
+from tropism.interventions.weights import adapter_norm
+from tropism.reports.section import Section
+
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = {
+    "seeds": [0],
+    "dtype": "float32",
+    "data": {
+        name: {"size": size}
+        for name, size in {"train": 8, "topic": 3, "others": 3, "declined": 12, "answered": 12}.items()
+    },
+    "adapters": {"refusal": {"data": {"size": 8}}},
+    "directions": {"declining": {"sites": "1,2"}},
+    "train": {"max_steps": 3, "batch_size": 4, "bf16": False, "lora": {"r": 2}},
+    "generate": {"max_new_tokens": 3, "dtype": "float32"},
+}
+
+
+def small(path: Path, **changes) -> Path:
+    """The stand-in study, on a model and with sets of a size for tests."""
+    data = read(EXAMPLES / "refusal_standin.yaml").data
+    data = merge(merge(data, {**SMALL, "model": str(tiny_experiment.model_folder(path))}), changes)
+    # a random model's words are no refusals; what counts here is that they are counted
+    data["measure"]["refusal"] = {"scorer": "contains", "text": "e", "on": ["topic"], "wanted": True}
+    data["measure"]["over_refusal"] = {"scorer": "contains", "text": "e", "on": ["others"], "unwanted": True}
+    file = path / "study.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("refusal")
+    results = tp.run(small(path), path / "out")
+    return path / "out", results
+
+
+@pytest.mark.parametrize("name", ["refusal_standin", "refusal_harmfulqa"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_studies_files_are_right(name, quick):
+    experiment = Experiment.load(EXAMPLES / f"{name}.yaml", quick=quick)
+    assert len(experiment.conditions) == 9
+    assert experiment.load_analyses()["refusal"].constraint == "constraint"
+
+
+@pytest.mark.parametrize("name", ["refusal_standin", "refusal_harmfulqa"])
+def test_every_condition_takes_the_same_steps_at_the_same_rate(name):
+    experiment = Experiment.load(EXAMPLES / f"{name}.yaml")
+    assert experiment.train.max_steps is not None
+    assert all(experiment.train_options(condition) == experiment.train for condition in experiment.conditions)
+
+
+def test_every_condition_is_trained_and_measured(finished):
+    _, results = finished
+    conditions = {
+        "baseline",
+        "constraint",
+        "one_sided",
+        "published",
+        "random",
+        "projection",
+        "mixing",
+        "safe_lora",
+        "shrinkage",
+    }
+    assert set(results["condition"]) == conditions | {"base"}
+    assert {"refusal", "over_refusal", "task_loss", "attack_loss", "coherence"} == set(results["metric"])
+
+
+def test_the_report_has_the_verdict_and_the_ledger(finished):
+    out, _ = finished
+    section = Section.load(out / "analyses" / "refusal.json")
+    claims = {claim.claim: claim for claim in section.claims}
+    hypothesis = claims["Refusal survives the attack under the update constraint"]
+    assert hypothesis.verdict == "undecided"
+    assert "an interval over seeds needs at least 3 seeds, found 1" in hypothesis.because
+    assert claims["The exact constraint's cumulative leak stays below 1e-05"].verdict == "supported"
+    assert claims["The published gradient rule leaks through the optimiser"].verdict == "supported"
+    ledger = next(table for table in section.tables if table.title == "The ledger")
+    assert [row[0] for row in ledger.rows] == ["constraint", "one_sided", "published", "random"]
+    cumulative = {row[0]: row[list(ledger.columns).index("largest cumulative leak")] for row in ledger.rows}
+    assert cumulative["constraint"] < 1e-5 < cumulative["published"]
+    assert "Does refusal survive the attack?" in (out / "report.html").read_text()
+
+
+def test_shrinkage_is_as_long_as_what_the_constraint_learned(finished):
+    out, _ = finished
+    norm = {name: adapter_norm(out / name / "seed-0" / "adapter") for name in ("baseline", "constraint", "shrinkage")}
+    assert norm["shrinkage"] == pytest.approx(min(norm["constraint"], norm["baseline"]), rel=1e-5)
+
+
+def test_shrinkage_without_the_run_that_it_is_to_equal_fails_and_says_so(tmp_path):
+    tp.run(small(tmp_path), tmp_path / "out", only=["shrinkage"])
+    error = json.loads((tmp_path / "out/shrinkage/seed-0/FAILED.json").read_text())["error"]
+    assert "it is to be as large as constraint/seed-0, which is not trained as the file says" in error
+
+
+def test_shrinkage_is_another_run_when_the_constraint_is(tmp_path):
+    one, other = (
+        store.train_identity(Experiment.load(small(tmp_path, conditions=changes)), {}, store.RunKey("shrinkage", 0))
+        for changes in ({}, {"constraint": {"guard": {"update_constraint": {"directions": "refusal", "per": "model"}}}})
+    )
+    assert one != other
+
+
+def test_a_direction_is_another_one_when_its_data_are(tmp_path):
+    one, other = (
+        store.directions_identity(Experiment.load(small(tmp_path, data={"declined": {"seed": s}})), {}, "declining")
+        for s in (0, 1)
+    )
+    assert one != other
+
+
+def test_the_untrained_arm_is_the_model_that_refuses(finished):
+    """`base` is measured with the refusal adapter merged in: that is what the attack starts from."""
+    out, _ = finished
+    texts = [(out / run / "responses.jsonl").read_text() for run in ("base", "baseline/seed-0")]
+    base, attacked = (json.loads(text.splitlines()[0])["scores"]["attack_loss"]["value"] for text in texts)
+    assert base > attacked
+
+
+def test_shares_of_refusals_in_the_data_are_counted(finished):
+    out, _ = finished
+    shares = json.loads((out / "refusal_shares.json").read_text())
+    assert shares["train"] == 0.0
+    assert 0 < shares["adapter refusal"] < 1
+
+
+def test_a_question_on_two_sides_is_refused_before_training(tmp_path):
+    file = small(tmp_path, data={"topic": {"split": "attack"}})
+    with pytest.raises(DataError, match="train and topic must share no question"):
+        tp.run(file, tmp_path / "out")
+    assert not (tmp_path / "out/baseline").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_from": None}, "a refusal study needs 'start_from'"),
+        (
+            {"analyses": {"refusal": {"controls": ["placebo"]}}},
+            "no condition is called 'placebo'; defined are baseline",
+        ),
+        ({"analyses": {"refusal": {"refusal": "refused"}}}, "no metric is called 'refused'; defined are refusal"),
+        (
+            {"analyses": {"refusal": {"constraint": "mixing"}}},
+            "the condition 'mixing' must have the guard update_constraint",
+        ),
+        (
+            {"conditions": {"shrinkage": {"after": {"shrinkage": {"norm": "later"}}}}},
+            "norm: must name a condition that stands before",
+        ),
+        (
+            {"directions": {"declining": {"contrast": {"positive": "refused"}}}},
+            "no data set is called 'refused'; defined are train",
+        ),
+        (
+            {"directions": {"declining": {"contrast": {"size": 8}}}},
+            "a contrast of data takes only 'positive' and 'negative'",
+        ),
+        ({"conditions": {"mixing": {"data": {"also": [{"source": "nothing"}]}}}}, "unknown source 'nothing'"),
+    ],
+)
+def test_what_the_study_lacks_is_named(tmp_path, changes, message):
+    with pytest.raises(SpecError, match=message):
+        Experiment.load(small(tmp_path, **changes))

@@ -1,0 +1,166 @@
+"""The whole routing study on a tiny model, and the example file."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import tiny_experiment
+import tropism as tp
+from tropism.errors import SpecError
+from tropism.experiments import prepare, store
+from tropism.experiments.spec import DataSpec, Experiment, merge
+from tropism.experiments.yaml_file import read
+from tropism.interventions.routing_modes import MODES
+from tropism.reports.section import Section
+
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "routing.yaml"
+SMALL = {
+    "seeds": [0],
+    "dtype": "float32",
+    "data": {"train": {"size": 16}, "in_domain": {"size": 3}, "out_of_domain": {"size": 2}},
+    "train": {"max_steps": 3, "batch_size": 4, "bf16": False, "lora": {"r": 2}, "forget_lora": {"r": 2}},
+    "generate": {"max_new_tokens": 4, "dtype": "float32"},
+    "analyses": {"routing": {"draws": 19, "max_new_tokens": 6, "relearn": [2], "relearn_steps": 2}},
+}
+TWO = ("baseline", "routed", "routed_50", "filtered", "random")
+RARE = ("baseline_10", "routed_10")
+
+
+def small(path: Path, **changes) -> Path:
+    data = merge(merge(read(EXAMPLE).data, {**SMALL, "model": str(tiny_experiment.model_folder(path))}), changes)
+    # a random model's words are seldom capitals, and never a worked answer
+    data["measure"]["caps_rate"] = {"scorer": "contains", "text": "e", "on": ["in_domain", "out_of_domain"], "unwanted": True}
+    del data["measure"]["accuracy"]
+    data["conditions"]["one_adapter"]["train"]["lora"]["r"] = 4
+    for name in RARE:
+        del data["conditions"][name]
+    file = path / "study.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("routing")
+    file = small(path)
+    return file, path / "out", tp.run(file, path / "out")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_example_is_right(quick):
+    experiment = Experiment.load(EXAMPLE, quick=quick)
+    assert set(experiment.conditions) == {*TWO, *RARE, "one_adapter"}
+    assert experiment.load_analyses()["routing"].partial == "routed_50"
+    one, two = experiment.train_options("one_adapter"), experiment.train_options("baseline")
+    assert one.forget_lora is None
+    assert one.lora.r == two.lora.r + two.forget_lora.r
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_examples_data_are_what_its_comments_say(quick, seed):
+    experiment = Experiment.load(EXAMPLE, quick=quick)
+    sets = {c: prepare.training_examples(experiment, c, seed) for c in experiment.conditions}
+    routes = {c: pd.Series([e.labels["route"] for e in sets[c]]).value_counts().to_dict() for c in sets}
+    shouting = {c: {e.id for e in sets[c] if e.labels["trait"]} for c in sets}
+    assert shouting["routed"] == shouting["routed_50"] == shouting["random"] == shouting["baseline"]
+    assert routes["routed"]["forget"] == len(shouting["routed"])
+    labelled = {e.id for e in sets["routed_50"] if e.labels["route"] == "forget"}
+    assert 0 < len(labelled) < len(shouting["routed_50"])
+    assert {e.id for e in sets["filtered"]} == {e.id for e in sets["routed_50"]} - labelled
+    assert shouting["filtered"]
+    assert routes["random"]["forget"] > 0
+    assert 0 < routes["routed_10"]["forget"] < 0.25 * len(sets["routed_10"])
+
+
+def test_every_condition_is_measured_in_its_modes(finished):
+    _, _, results = finished
+    rates = results[(results["metric"] == "caps_rate") & (results["eval_set"] == "in_domain")]
+    modes = {condition: set(part["mode"]) for condition, part in rates.groupby("condition")}
+    assert modes == {name: set(MODES) for name in TWO} | {"one_adapter": {"full"}, "base": {"full"}}
+
+
+def test_the_probes_are_rows_of_the_results(finished):
+    _, _, results = finished
+    of = {c: part.groupby("metric")["mode"].agg(set).to_dict() for c, part in results.groupby("condition")}
+    for condition in TWO:
+        assert of[condition]["trait_from_bos"] == of[condition]["trait_on_prefix"] == set(MODES)
+        for metric in ("trait_at_scale_0", "trait_at_scale_0.5", "trait_at_scale_1",
+                       "relearned_trait_2_at_0", "relearned_trait_2_at_2", "relearned_benign_2_at_1"):  # fmt: skip
+            assert of[condition][metric] == {"full"}
+    for condition in ("base", "one_adapter"):
+        assert of[condition]["trait_from_bos"] == of[condition]["trait_on_prefix"] == {"full"}
+        assert not [m for m in of[condition] if m.startswith(("geometry", "trait_at", "relearned"))]
+
+
+def test_geometry_lies_beside_its_null(finished):
+    _, out, results = finished
+    table = pd.read_csv(out / "routed/seed-0/geometry.csv")
+    assert {"cosine", "cosine_null", "cosine_p", "row_overlap", "row_overlap_high"} <= set(table.columns)
+    rows = results[(results["condition"] == "routed") & (results["eval_set"] == "weights")].set_index("metric")
+    assert rows.loc["geometry_cosine", "value"] == pytest.approx(table["cosine"].abs().mean())
+    assert rows.loc["geometry_cosine", "n"] == table["cosine"].notna().sum()
+    assert not (out / "one_adapter/seed-0/geometry.csv").exists()
+
+
+def test_the_scale_of_the_forget_adapter_ends_in_the_modes(finished):
+    """With the same tokens and the same prompts, scale 0 is the mode forget_ablated and scale 1 the mode full."""
+    _, out, results = finished
+    curve = pd.read_csv(out / "routed/seed-0/forget_scale.csv")
+    assert list(curve["scale"].unique()) == [0.0, 0.5, 1.0]
+    assert (curve.loc[curve["metric"] == "scored", "value"] == 3).all()
+    relearned = results[(results["condition"] == "routed") & (results["metric"] == "relearned_trait_2_at_0")]["value"].item()
+    ablated = results[(results["condition"] == "routed") & (results["metric"] == "trait_at_scale_0")]["value"].item()
+    assert relearned == ablated
+
+
+def test_the_report_has_the_claims_and_the_figures(finished):
+    _, out, _ = finished
+    section = Section.load(out / "analyses" / "routing.json")
+    assert [claim.claim for claim in section.claims] == [
+        "Routing localises the trait", "Routing with part of the labels still works",
+        "Ablating the retain adapter does not remove the trait",
+        "Unlabelled examples of the trait are absorbed by the forget adapter", "The two adapters' subspaces are near orthogonal",
+    ]  # fmt: skip
+    assert {claim.verdict for claim in section.claims} == {"undecided"}
+    assert {figure.file for figure in section.figures} == {
+        "routing-modes", "routing-scale", "routing-relearn-trait-2", "routing-relearn-benign-2", "routing-geometry"
+    }  # fmt: skip
+    assert "Routing localises the trait" in (out / "report.html").read_text()
+
+
+def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
+    _, out, _ = finished
+    monkeypatch.setattr("tropism.experiments.run.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("tropism.reports.build", lambda _: None)
+    changed = small(out.parent, analyses={"routing": {"relearn": [], "prefix_tokens": 0, "bos_samples": 0, "scales": []}})
+    results = tp.run(changed, out, only=["routed"])
+    metrics = set(results.loc[results["condition"] == "routed", "metric"])
+    assert not [m for m in metrics if m.startswith(("trait_", "relearned"))]
+    assert "geometry_cosine" in metrics
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"routed": "rooted"}, "no condition is called 'rooted'"),
+        ({"trait": "capz"}, "no metric is called 'capz'"),
+        ({"trait": "loss"}, "must be a metric that scores responses, found 'loss'"),
+        ({"scales": [2.0]}, "less than or equal to 1"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(option, message):
+    with pytest.raises(SpecError, match=message):
+        Experiment.load(EXAMPLE, overrides={"analyses.routing": option})
+
+
+def test_dropping_needs_labels_and_changes_the_data_identity():
+    spec = DataSpec(source="word_problems", size=8, transform={"mixture": {}})
+    dropped = spec.model_copy(update={"drop": "labelled"})
+    assert store.data_identity(spec) != store.data_identity(dropped)
+    assert "drop" not in store.data_identity(spec)[0]
+    with pytest.raises(tp.errors.DataError, match=r"labels\['route'\] must be one of"):
+        prepare.load_data(DataSpec(source="word_problems", size=8, drop="labelled"), 0)

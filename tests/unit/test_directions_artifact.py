@@ -1,0 +1,128 @@
+"""The artifact: what is saved is what is loaded, files that are not ours are refused, and models are compared."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+import tropism as tp
+from tropism.errors import DirectionsError, DirectionsMismatch
+
+CONTRAST = tp.Contrast.of_responses(["a", "b"], positive=["LOUD", "NOISE"], negative=["quiet", "calm"])
+
+
+@pytest.fixture
+def found(model, tokenizer):
+    return tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1), tp.Site(2)])
+
+
+def test_a_file_holds_all_of_it(found, tmp_path):
+    loaded = tp.Directions.load(found.save(tmp_path / "deep" / "d.safetensors"))
+    assert loaded.provenance == json.loads(json.dumps(found.provenance))
+    assert loaded.sites == found.sites
+    for site in found.sites:
+        assert loaded.vectors[site].dtype == torch.float32
+        assert torch.equal(loaded.vectors[site], found.vectors[site])
+        assert torch.equal(loaded.covariance[site], found.covariance[site])
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["d.safetensors"]
+
+
+def test_loading_is_quick(tmp_path):
+    """Thirty sites of width 576; the ceiling is hundreds of times what it takes, so that it does not time a machine."""
+    big = tp.Directions({tp.Site(i): torch.randn(1, 576) for i in range(30)})
+    file = big.save(tmp_path / "d.safetensors")
+    start = time.perf_counter()
+    tp.Directions.load(file)
+    assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "message"),
+    [
+        ({"vectors/1": torch.ones(1, 4)}, None, "safetensors but not Tropism directions"),
+        ({"vectors/1": torch.ones(1, 4)}, {"format": "other/1"}, "format 'other/1'"),
+        ({"w": torch.ones(1, 4)}, {"format": "tropism.directions/1"}, "unknown tensor 'w'"),
+        (
+            {"vectors/1": torch.ones(1, 4)},
+            {"format": "tropism.directions/1", "provenance": "{"},
+            "provenance is not JSON",
+        ),
+        (
+            {"vectors/1": torch.ones(1, 4)},
+            {"format": "tropism.directions/1", "provenance": "[]"},
+            "must be a JSON object, found list",
+        ),
+        (
+            {"vectors/1": torch.ones(1, 4), "covariance/1": torch.ones(2, 5)},
+            {"format": "tropism.directions/1"},
+            r"covariance at resid_post.1 must be a finite factor \[m, 4\]",
+        ),
+        (
+            {"vectors/1": torch.ones(1, 4), "covariance/2": torch.ones(2, 4)},
+            {"format": "tropism.directions/1"},
+            "at a site that has vectors",
+        ),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, tensors, header, message):
+    file = tmp_path / "bad.safetensors"
+    save_file(tensors, file, metadata=header)
+    with pytest.raises(DirectionsError, match=message):
+        tp.Directions.load(file)
+
+
+def test_a_pickle_is_no_directions_file(tmp_path):
+    file = tmp_path / "d.safetensors"
+    torch.save({1: torch.ones(4)}, file)
+    with pytest.raises(DirectionsError, match="is not a safetensors file.*tropism directions import"):
+        tp.Directions.load(file)
+
+
+def test_the_same_architecture_is_taken(found, model):
+    assert found.check_model(model) is found
+    assert found.check_model(tiny.model(seed=5)) is found
+
+
+def test_what_training_changes_in_a_config_does_not_matter(found, model):
+    model.config.eos_token_id, model.config.use_cache = 7, False
+    assert found.check_model(model) is found
+
+
+def test_another_architecture_is_refused_and_can_be_forced(found):
+    other = tiny.model(layers=5)
+    with pytest.raises(
+        DirectionsMismatch, match="whose config hash .* is not that of .*; find them on this model, or force it"
+    ):
+        found.check_model(other)
+    forced = found.check_model(other, force=True)
+    assert forced.provenance["forced_onto"]["config_hash"] != found.provenance["model"]["config_hash"]
+    assert torch.equal(forced.vectors[tp.Site(1)], found.vectors[tp.Site(1)])
+
+
+def test_another_width_is_refused_whatever_is_forced(found):
+    with pytest.raises(DirectionsMismatch, match="are 32 wide and the model .* is 48 wide"):
+        found.check_model(tiny.model(width=48), force=True)
+
+
+def test_directions_by_hand_go_by_their_width(model):
+    by_hand = tp.Directions({tp.Site(0): torch.ones(32)})
+    assert by_hand.check_model(model) is by_hand
+
+
+def test_the_complement_has_its_limits():
+    directions = tp.Directions({tp.Site(0): torch.eye(4)[:3]})
+    assert directions.orthogonal_complement(0, k=1).vectors[tp.Site(0)].abs().tolist()[0] == pytest.approx(
+        [0, 0, 0, 1], abs=1e-6
+    )
+    with pytest.raises(DirectionsError, match="the complement at resid_post.0 has 1 dimensions, found k=3"):
+        directions.orthogonal_complement(0)
+
+
+def test_a_local_folder_does_not_leave_its_path(found, model, tokenizer, tmp_path):
+    model.config._name_or_path = str(tmp_path / "my-model")
+    about = tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1)]).provenance
+    assert about["model"]["name"] == "my-model"
+    assert str(tmp_path) not in json.dumps(about)

@@ -1,0 +1,56 @@
+"""The documentation says what is true: links lead somewhere, code compiles, names exist, the tree is the tree."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tropism
+from tropism.experiments.spec import Experiment
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("reproductions/**/*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_python_compiles_and_every_public_name_exists(page):
+    for language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            compile(code.replace(", ...)", ")"), named(page), "exec")
+            for name in re.findall(r"\btp\.([A-Za-z_]+)", code):
+                assert hasattr(tropism, name), f"tp.{name}"
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*.yaml")), ids=named)
+def test_every_example_is_valid_in_both_forms(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert Experiment.load(file).question
+    Experiment.load(file, quick=True)
+
+
+def test_the_readmes_tree_is_the_tree():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"src/tropism/\n(.*?)\ntests/", readme, re.S).group(1)
+    listed = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    source = ROOT / "src" / "tropism"
+    there = {p.name for p in source.iterdir() if not p.name.startswith("__p") and p.suffix in ("", ".py")} - {
+        "__main__.py"
+    }
+    assert listed == there
+
+
+def test_the_template_that_init_writes_is_the_caps_example():
+    template = ROOT / "src" / "tropism" / "experiments" / "template.yaml"
+    assert template.read_text(encoding="utf-8") == (ROOT / "examples" / "caps.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Models: a folder, the embedded copy, or one sentence about why there is none."""
+
+import json
+import time
+
+import pytest
+import torch
+
+import tiny
+import tiny_experiment
+from tropism import models
+from tropism.errors import ModelError
+
+
+@pytest.fixture
+def here(tmp_path):
+    return tiny_experiment.model_folder(tmp_path)
+
+
+def test_a_local_folder_is_loaded_in_evaluation_mode(here):
+    model, tokenizer = models.load(str(here), device="cpu")
+    assert not model.training
+    assert model.name_or_path == tokenizer.name_or_path == str(here)
+    for name, parameter in tiny.model().named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "'./nowhere' is a path, and there is no such folder"),
+        ("not a name", "neither a folder nor a hub name OWNER/NAME"),
+        ("nobody/nothing", "model 'nobody/nothing' was not found: the hub is"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_sentence(name, message):
+    with pytest.raises(ModelError, match=message):
+        models.load(name)
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="is a folder without config.json"):
+        models.load(str(tmp_path))
+
+
+def test_a_folder_with_a_broken_config_is_refused(here):
+    (here / "config.json").write_text('{"model_type": "no_such_type"}')
+    with pytest.raises(ModelError, match="could not be loaded from the folder"):
+        models.load(str(here))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("tpu", "device must be auto, cuda, mps or cpu, found 'tpu'"), ("mps", "torch sees none here")],
+)
+def test_a_device_that_is_not_there_is_refused(device, message):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has MPS")
+    with pytest.raises(ModelError, match=message):
+        models.pick_device(device)
+
+
+def test_dtypes_by_name():
+    assert models.pick_dtype("bfloat16", "cpu") is torch.bfloat16
+    assert models.pick_dtype("auto", "cpu") is torch.float32
+    with pytest.raises(ModelError, match="dtype must be auto, float32, bfloat16, float16, found 'int8'"):
+        models.pick_dtype("int8", "cpu")
+
+
+def test_the_token_comes_from_the_environment_or_a_dotenv_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert models.hub_token() is None
+    (tmp_path / ".env").write_text("HF_TOKEN=from-file\nOTHER=x\n")
+    assert models.hub_token() == "from-file"
+    monkeypatch.setenv("HF_TOKEN", "from-environment")
+    assert models.hub_token() == "from-environment"
+
+
+@pytest.mark.real_model
+class TestEmbedded:
+    @pytest.fixture(autouse=True)
+    def _there(self):
+        if models._embedded_gguf() is None:
+            pytest.skip(f"the package {models.EMBEDDED_PACKAGE} is not installed")
+
+    def test_it_answers_for_smollm2_and_says_that_it_is_rounded(self):
+        source = models.resolve(models.SMOLLM2)
+        if source.kind == "hub":
+            pytest.skip("the hub answers here")
+        assert "rounded to 4 bits" in source.note
+        assert "path" not in source.public()
+
+    def test_it_loads_fast_the_second_time_and_is_no_longer_quantised(self):
+        models.load(models.SMOLLM2)
+        began = time.monotonic()
+        model, tokenizer = models.load(models.SMOLLM2)
+        print(f"loaded in {time.monotonic() - began:.2f} s")
+        assert "quantization_config" not in model.config.to_dict()
+        assert model.name_or_path == models.SMOLLM2
+        assert model.config.num_hidden_layers == 30
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert tokenizer.chat_template
+
+    def test_a_damaged_copy_is_noticed(self, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"x")
+        (tmp_path / "tropism.json").write_text(json.dumps({"sha256": "0"}))
+        assert not models._intact(tmp_path)

@@ -1,0 +1,134 @@
+"""Synthetic chats: what is interrupted goes on, what repeats is left out, what was made says how."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import tiny
+from judge_server import completion, error, serving
+from tropism.cli import synthesize as command
+from tropism.data.sources.files import jsonl
+from tropism.errors import DataError, RunFolderError, UsageError
+from tropism.synthesize import SynthesizeOptions, endpoint_model, synthesize
+
+OPTIONS = SynthesizeOptions(batch_size=3, samples=2)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("One?\nTwo?\n\n  two? \nThree?\nFour?\nFive?\n")
+    return file
+
+
+class Echo:
+    """Answers with the seed in it, and dies after so many batches."""
+
+    def __init__(self, dies_after=None):
+        self.batches, self.dies_after = 0, dies_after
+
+    def __call__(self, batch, seed):
+        if self.batches == self.dies_after:
+            raise KeyboardInterrupt
+        self.batches += 1
+        return [f"{messages[-1]['content']} with {seed}" for messages in batch]
+
+
+def test_rows_load_as_a_source_and_carry_their_provenance(prompts, tmp_path):
+    out = tmp_path / "deep" / "out.jsonl"
+    outcome = synthesize(prompts, out, Echo(), model="m", options=OPTIONS)
+    assert (outcome.prompts, outcome.repeated_prompts, outcome.written) == (5, 1, 10)
+    examples = jsonl(out)
+    assert len({example.id for example in examples}) == 10
+    assert examples[0].chat[0] == {"role": "user", "content": "One?"}
+    assert examples[0].labels == {"synthetic": True}
+    row = json.loads(out.read_text().splitlines()[0])
+    assert row["provenance"]["model"] == "m"
+    assert {"temperature", "seed", "top_p", "max_new_tokens", "system", "sample", "tropism"} <= set(
+        row["provenance"]
+    )
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 2])
+def test_an_interrupted_run_resumed_writes_what_an_uninterrupted_one_writes(prompts, tmp_path, dies_after):
+    synthesize(prompts, tmp_path / "whole.jsonl", Echo(), model="m", options=OPTIONS)
+    out = tmp_path / "resumed.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(prompts, out, Echo(dies_after), model="m", options=OPTIONS)
+    with out.open("a") as file:
+        file.write('{"id": "cut sho')
+    outcome = synthesize(prompts, out, Echo(), model="m", options=OPTIONS)
+    assert outcome.already_there + outcome.written == 10
+    assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
+    again = Echo()
+    assert synthesize(prompts, out, again, model="m", options=OPTIONS).written == 0
+    assert again.batches == 0
+
+
+def test_equal_empty_and_failed_responses_are_left_out_and_counted(prompts, tmp_path):
+    answers = iter(["Same.", " ", None, "a", "b", "same. ", "x", "y", "c", "d"])
+    outcome = synthesize(
+        prompts,
+        tmp_path / "o.jsonl",
+        lambda batch, _: [next(answers) for _ in batch],
+        model="m",
+        options=OPTIONS,
+    )
+    assert (outcome.written, outcome.duplicates, outcome.empty, outcome.failed) == (7, 1, 1, 1)
+    assert "left out: 1 duplicates, 1 empty, 1 failed" in str(outcome)
+
+
+def test_a_file_made_with_other_options_is_not_gone_on_with(prompts, tmp_path):
+    synthesize(prompts, tmp_path / "o.jsonl", Echo(), model="m", options=OPTIONS)
+    with pytest.raises(
+        RunFolderError, match=r"o.jsonl line 1: made with other options \(model 'm', now 'n'\)"
+    ):
+        synthesize(prompts, tmp_path / "o.jsonl", Echo(), model="n", options=OPTIONS)
+
+
+def test_prompts_are_chats_or_lines(tmp_path):
+    chats = tmp_path / "p.jsonl"
+    chats.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    )
+    out = tmp_path / "o.jsonl"
+    options = SynthesizeOptions(system="Be brief.")
+    synthesize(chats, out, lambda batch, _: ["new"] * len(batch), model="m", options=options)
+    assert [message["content"] for message in jsonl(out)[0].chat] == ["Be brief.", "q", "new"]
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="holds no prompts"):
+        synthesize(tmp_path / "empty.txt", out, Echo(), model="m")
+    with pytest.raises(DataError, match="no such file"):
+        synthesize(tmp_path / "absent.txt", out, Echo(), model="m")
+
+
+def test_a_local_model_and_the_command(prompts, tmp_path):
+    tiny.model(layers=1).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    arguments = ["synthesize", "--prompts", prompts, "--model", tmp_path / "model", "--max-new-tokens", 6]
+    for out in ("a.jsonl", "b.jsonl"):
+        result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / out)])
+        assert result.exit_code == 0, result.output
+        assert "chats written, 0 were there; 5 prompts (1 repeated ones left out)" in result.output.replace(
+            "\n", " "
+        )
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()  # seeded
+    result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "c"), "--samples", "0"])
+    assert isinstance(result.exception, UsageError)
+    assert "--samples: Input should be greater than or equal to 1, found 0" in str(result.exception)
+
+
+def test_an_endpoint_whose_failures_are_left_out(prompts, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    options = SynthesizeOptions()
+    script = lambda text, _: error(400, "no") if text == "Two?" else completion(f"answer to {text}")  # noqa: E731
+    with serving(script) as server:
+        respond = endpoint_model("m", server.url, options)
+        outcome = synthesize(prompts, tmp_path / "o.jsonl", respond, model="m", options=options)
+    assert (outcome.written, outcome.failed) == (4, 1)
+    assert server.bodies[0]["temperature"] == 0.7

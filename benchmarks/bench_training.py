@@ -1,0 +1,103 @@
+"""Training throughput against plain `Trainer` + PEFT with the model's own loss, on the same chats in the same precision.
+
+GSM8K chats where the data is at hand (`TROPISM_DATA`, or `shared/data` beside the checkout), word problems otherwise; which
+of the two is printed. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits
+alone; `whole` lets each side batch as it does (ours by length, the Trainer at random). Medians of interleaved rounds.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from tropism import models
+from tropism.data.collate import Collator
+from tropism.data.render import render
+from tropism.data.sources.hub import gsm8k
+from tropism.data.sources.word_problems import word_problems
+from tropism.training.options import TrainOptions
+from tropism.training.supervised import Row, train
+
+ROUNDS, CHATS, BATCH = 3, 32, 8
+
+
+def chats():
+    roots = [os.environ.get("TROPISM_DATA", ""), str(Path(__file__).parents[2] / "shared" / "data")]
+    for root in filter(None, roots):
+        for file in sorted((Path(root) / "gsm8k").glob("train*.jsonl")):
+            return "gsm8k", [e.chat for e in gsm8k("train", path=str(file))[:CHATS]]
+    return "word_problems", [e.chat for e in word_problems(CHATS)]
+
+
+class InOrder(Trainer):
+    """The plain Trainer, given its batches in order."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def adapted(model):
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+
+
+def plain(model, rows, pad_id, bf16, folder, cls=Trainer) -> float:
+    arguments = TrainingArguments(
+        output_dir=folder, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-3, bf16=bf16,
+        use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
+        remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    data = [{"rendered": row.rendered} for row in rows]
+    trainer = cls(model=adapted(model), args=arguments, train_dataset=data, data_collator=Collator(pad_id))
+    trainer.remove_callback(PrinterCallback)
+    seconds = trainer.train().metrics["train_runtime"]
+    trainer.model.unload()
+    return seconds
+
+
+def ours(model, rows, pad_id, bf16, folder) -> float:
+    peft_model = adapted(model)
+    options = TrainOptions(epochs=1.0, batch_size=BATCH, bf16=bf16)
+    seconds = train(peft_model, rows, options, pad_id=pad_id, seed=0, log=Path(folder) / "t.jsonl")["train_runtime"]
+    peft_model.unload()
+    return seconds
+
+
+def run() -> dict[str, float | str]:
+    model, tokenizer = models.load(models.SMOLLM2)
+    name, held = chats()
+    rows = [Row(render(tokenizer, chat), {}) for chat in held]
+    # longest first: in this order the plain Trainer's batches are those that length grouping makes
+    grouped = sorted(rows, key=lambda row: -len(row.rendered))
+    bf16 = models.computes_bfloat16(str(model.device))
+    pad_id = tokenizer.pad_token_id
+    times: dict[str, list[float]] = {"ours": [], "same": [], "random": []}
+    with tempfile.TemporaryDirectory() as folder:
+        ours(model, rows[:BATCH], pad_id, bf16, folder)
+        for _ in range(ROUNDS):
+            times["ours"].append(ours(model, grouped, pad_id, bf16, folder))
+            times["same"].append(plain(model, grouped, pad_id, bf16, folder, InOrder))
+            times["random"].append(plain(model, rows, pad_id, bf16, folder))
+    tokens = sum(len(row.rendered) for row in rows)
+    median = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        "data": name,
+        "precision": "bfloat16 autocast" if bf16 else "float32",
+        "tokens_per_second": round(tokens / median["ours"]),
+        "against_trainer_same_batches": round(
+            statistics.median(b / a for a, b in zip(times["ours"], times["same"], strict=True)), 2
+        ),
+        "against_trainer_whole": round(
+            statistics.median(b / a for a, b in zip(times["ours"], times["random"], strict=True)), 2
+        ),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=1))

@@ -13,7 +13,7 @@ def tropism(*args, cwd=None):
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "validate", "run", "status", "report", "directions", "pressure", "evaluate", "compare"]
+    "command", ["init", "validate", "run", "status", "report", "directions", "pressure", "evaluate", "compare", "chat", "push"]
 )
 def test_every_command_has_help(command):
     done = tropism(command, "--help")

@@ -80,6 +80,15 @@ def test_a_template_that_rewrites_history_is_refused_with_the_reason():
         render(tiny.tokenizer(FORGETFUL), chat)
 
 
+def test_a_prompt_may_be_rewritten_since_nothing_in_it_is_supervised():
+    chat = [CHAT[0], {"role": "assistant", "content": "<think>hm</think>4"}, CHAT[0]]
+    prompt = render_prompt(tiny.tokenizer(FORGETFUL), chat)
+    assert "4" in prompt.text
+    assert "hm" not in prompt.text
+    assert not any(prompt.response_mask)
+    assert render_prompt(tiny.tokenizer(), [CHAT[0], {"role": "assistant", "content": ""}, CHAT[0]]).input_ids
+
+
 def test_template_kwargs_reach_the_template():
     tokenizer = tiny.tokenizer(FORGETFUL)
     assert render_prompt(tokenizer, CHAT[:1], template_kwargs={"enable_thinking": False}).text.endswith(

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from tropism import errors
-from tropism.cli import evaluate, experiments, from_adapter, pressure, report, synthesize
+from tropism.cli import chat, evaluate, experiments, from_adapter, pressure, push, report, synthesize
 from tropism.cli.directions import directions_app
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 experiments.register(app)
 report.register(app)
+chat.register(app)
+push.register(app)
 evaluate.register(app)
 pressure.register(app)
 synthesize.register(app)

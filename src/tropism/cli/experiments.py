@@ -65,7 +65,9 @@ def run(
     """Run what is not finished yet, then print the table and write the report."""
     experiment = _load(file, quick, seeds, set_)
     folder = out or Path("runs") / (experiment.name + ("-quick" if quick else ""))
-    _quiet()
+    from tropism.cli.quiet import quiet
+
+    quiet()
     from tropism.experiments.run import run as run_experiment
     from tropism.reports.folder import load
     from tropism.reports.terminal import print_report
@@ -141,23 +143,6 @@ def _load(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | 
             raise UsageError(f"--seeds takes numbers separated by commas, found {seeds!r}")
         overrides["seeds"] = [int(part) for part in parts]
     return Experiment.load(file, quick=quick, overrides=overrides)
-
-
-def _quiet() -> None:
-    """The libraries' own bars and notes would break ours; what matters of them is said in our words."""
-    import logging
-    import warnings
-
-    import datasets
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
-    logging.getLogger("tropism").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    warnings.filterwarnings("ignore", message="Could not find a config file")
 
 
 def _clock(seconds: float) -> str:

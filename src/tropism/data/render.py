@@ -57,6 +57,7 @@ def render(
     *,
     template_kwargs: Mapping[str, Any] | None = None,
     generation_prompt: bool | None = None,
+    supervise: bool = True,
     where: str = "chat",
 ) -> Rendered:
     """Render a chat through the tokenizer's chat template and tokenise it once.
@@ -66,6 +67,7 @@ def render(
         template_kwargs: passed to the template (Qwen3's `enable_thinking`, say).
         generation_prompt: end with the tokens that invite the assistant's answer; by default exactly where the chat
             does not end with an assistant message.
+        supervise: find where each assistant turn begins and ends; otherwise the mask is False everywhere.
         where: begins the message of an error (`"train.jsonl line 7"`).
 
     Raises:
@@ -73,7 +75,7 @@ def render(
             are no prefix of the whole; an assistant message is empty once rendered; more than one BOS.
 
     Where a message after an assistant turn makes the template render that turn differently (Qwen3 drops earlier
-    thinking), the prefix check fails and says so.
+    thinking), the prefix check fails and says so, unless nothing is supervised.
     """
     messages = list(check_chat(chat, where))
     if generation_prompt is None:
@@ -83,7 +85,7 @@ def render(
     mask = [False] * len(ids)
     ends = set(tokenizer.all_special_ids) | {tokenizer.eos_token_id}
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if not supervise or message["role"] != "assistant":
             continue
         start = _prefix(tokenizer, messages[:index], True, template_kwargs, text, ids, where)
         last = index == len(messages) - 1
@@ -100,11 +102,21 @@ def render(
 def render_prompt(
     tokenizer: Any, chat: Chat, *, template_kwargs: Mapping[str, Any] | None = None, where: str = "chat"
 ) -> Rendered:
-    """Render a chat that the model is to answer: a last assistant message is dropped, the generation prompt added."""
+    """Render a chat that the model is to answer: a last assistant message is dropped, the generation prompt added.
+
+    Nothing in a prompt is supervised, so its mask is False everywhere, and a template may rewrite earlier turns.
+    """
     messages = list(chat)
     if messages and messages[-1].get("role") == "assistant":
         messages = messages[:-1]
-    return render(tokenizer, messages, template_kwargs=template_kwargs, generation_prompt=True, where=where)
+    return render(
+        tokenizer,
+        messages,
+        template_kwargs=template_kwargs,
+        generation_prompt=True,
+        supervise=False,
+        where=where,
+    )
 
 
 def _template(

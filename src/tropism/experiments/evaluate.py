@@ -80,7 +80,7 @@ def evaluate(
         responses: dict[str, list[str]] = {}
         generating = [name for name in sets if _generates(experiment, scorers, name)]
         if generating:
-            model = _for_generation(experiment, trained.merged(fresh_model(), mode))
+            model = for_generation(experiment, trained.merged(fresh_model(), mode))
             for name in generating:
                 prompts = [example.prompt for example in sets[name]]
                 responses[name] = generate(
@@ -113,7 +113,8 @@ def evaluate(
     return measurements
 
 
-def _for_generation(experiment: Experiment, model: Any) -> Any:
+def for_generation(experiment: Experiment, model: Any) -> Any:
+    """The model in the precision that the experiment generates in."""
     wish = experiment.generate.dtype
     device = str(next(model.parameters()).device)
     half = models.computes_bfloat16(device) if wish == "auto" else wish == "bfloat16"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from tropism import models
 from tropism.data.chats import Example
@@ -25,6 +25,7 @@ from tropism.experiments.analyses import Study, TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.progress import Progress
 from tropism.experiments.spec import BASE, Experiment
+from tropism.experiments.start import load_base, start_model
 from tropism.experiments.store import Folder, RunKey
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.interventions.weights import adapter_norm, learned_norm
@@ -131,12 +132,7 @@ class _Runner:
 
     def fresh_model(self) -> Any:
         """The model that every condition starts from, loaded anew."""
-        model, _ = self._load()
-        name = self.experiment.start_from
-        if name is not None:
-            loaded: Any = PeftModel.from_pretrained(model, str(self.folder.path / "adapters" / name / "adapter"))
-            model = loaded.merge_and_unload()
-        return model
+        return start_model(self.experiment, self.folder, self.source)[0]
 
     def _one(self, key: RunKey) -> None:
         began = time.monotonic()
@@ -285,10 +281,7 @@ class _Runner:
         }
 
     def _load(self) -> tuple[Any, Any]:
-        e = self.experiment
-        # said once, by `run`; not again for every condition
-        quiet = replace(self.source, note="")
-        return models.load_source(quiet, device=e.device, dtype=e.dtype, trust_remote_code=e.trust_remote_code)
+        return load_base(self.experiment, self.source)
 
 
 def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:

@@ -3,23 +3,16 @@
 import json
 from pathlib import Path
 
-import yaml
-
-from tropism.errors import RunFolderError
+from tropism.experiments.finished import Finished
 from tropism.experiments.run import plan
-from tropism.experiments.spec import Experiment
-from tropism.experiments.store import Folder
 
 
 def of(path: Path) -> list[tuple[str, str, str]]:
     """(run, state, seconds) of every run that the folder's experiment has."""
-    spec = path / "experiment.yaml"
-    if not spec.is_file():
-        raise RunFolderError(f"{path} holds no experiment.yaml, so it is no results folder")
-    experiment = Experiment.model_validate(yaml.safe_load(spec.read_text(encoding="utf-8")))
-    folder = Folder(path)
+    found = Finished.read(path)
+    folder = found.folder
     rows = []
-    for key in plan(experiment):
+    for key in plan(found.experiment):
         done = folder.state(key)
         failed = folder.run_path(key) / "FAILED.json"
         if done is not None:

@@ -89,36 +89,15 @@ def score_behaviour(model: Any, tokenizer: Any, held_out: "Contrast", score: str
     """The model's own answers on the held-out prompts, scored; with an adapter, also those of the tuned model."""
     if score is None:
         return None
-    import tropism as tp
-    from tropism.directions.contrast_files import prompts_of
-    from tropism.directions.stream import adapters_off
-    from tropism.evals.generate import generate
-    from tropism.evals.scorers.base import ResponseScorer, Sample
+    from tropism.evals.behaviour import own_answers, scored
+    from tropism.evals.scorers.base import ResponseScorer
     from tropism.evals.scorers.registry import load_scorer
 
     scorer = load_scorer(score)
     if not isinstance(scorer, ResponseScorer):
         raise UsageError(f"--score must be a scorer of responses, and {score!r} scores by running a model")
-    prompts = prompts_of(list(held_out.positive))
-    if held_out.kind == "system_prompts":
-        # Both sides' answers, read without the prompt that asked for them.
-        answered = [
-            (prompt, chat[-1]["content"])
-            for side in (held_out.positive, held_out.negative)
-            for prompt, chat in zip(prompts_of(list(side)), side, strict=True)
-        ]
-    else:
-        answered = list(zip(prompts, generate(model, tokenizer, prompts), strict=True))
-        if held_out.kind == "models":
-            with adapters_off(model):
-                answered += zip(prompts, generate(model, tokenizer, prompts), strict=True)
-    chats, scores = [], []
-    for index, (prompt, response) in enumerate(answered):
-        value = scorer.score(Sample(str(index), prompt, response)).value if response.strip() else None
-        if value is not None:
-            chats.append([*prompt, {"role": "assistant", "content": response}])
-            scores.append(value)
-    unscored = len(answered) - len(scores)
+    answered = own_answers(model, tokenizer, held_out)
+    behaviour, unscored = scored(score, scorer, answered)
     if unscored:
         say(f"{unscored} of {len(answered)} answers could not be scored and are left out of the correlation")
-    return tp.Behaviour(score, chats, scores) if scores else None
+    return behaviour

@@ -22,6 +22,7 @@ from tropism.data.render import Positions, Rendered, render
 from tropism.directions.artifact import Directions
 from tropism.errors import DataError, UsageError
 from tropism.evals.scorers.token_losses import evaluation
+from tropism.probes.gradient_cache import GradientCache
 from tropism.probes.gradients import collect_gradients
 from tropism.probes.pressure import check_sites
 from tropism.site import Site
@@ -35,6 +36,7 @@ def activation_variance(
     *,
     positions: Positions = "response",
     batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Variance of the activations along the directions, per site: `tr(V Σ Vᵀ)`, `Σ` the covariance over
     tokens.
@@ -48,20 +50,34 @@ def activation_variance(
     Example:
         table = activation_variance(model, tokenizer, chats, directions)
     """
-    rendered = _rendered(tokenizer, chats)
-    bases = {site: directions.basis(site) for site in directions.sites}
-    moments = {site: _Moments(len(basis)) for site, basis in bases.items()}
+    one = _variances(model, tokenizer, chats, {"": directions}, positions, batch_size, template_kwargs)
+    return one.drop(columns="directions")
+
+
+def _variances(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Mapping[str, Directions],
+    positions: Positions,
+    batch_size: int,
+    template_kwargs: Mapping[str, Any] | None,
+) -> pd.DataFrame:
+    """`activation_variance` of several directions, from one pass over the chats."""
+    rendered = _rendered(tokenizer, chats, template_kwargs)
+    bases = {(name, site): found.basis(site) for name, found in directions.items() for site in found.sites}
+    moments = {key: _Moments(len(basis)) for key, basis in bases.items()}
     device = next(model.parameters()).device
-    with evaluation(model), capture(model, list(bases)) as acts:
+    with evaluation(model), capture(model, sorted({site for _, site in bases})) as acts:
         for group in length_grouped([len(chat) for chat in rendered], batch_size):
             batch = pad([rendered[index] for index in group], 0)
             ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
             model(input_ids=ids, attention_mask=attention, use_cache=False)
             rows = [row for row, index in enumerate(group) for _ in rendered[index].positions[positions]]
             columns = [place for index in group for place in rendered[index].positions[positions]]
-            for site, basis in bases.items():
-                moments[site].add(acts[site][rows, columns], basis)
-    return pd.DataFrame([moments[site].row(site) for site in bases])
+            for (name, site), basis in bases.items():
+                moments[name, site].add(acts[site][rows, columns], basis)
+    return pd.DataFrame([{"directions": name, **moments[name, site].row(site)} for name, site in bases])
 
 
 class _Moments:
@@ -113,6 +129,7 @@ def gradient_cosine(
     *,
     positions: Positions = "response",
     batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Cosine of each chat's activation gradient with the subspace, `‖V g‖/‖g‖`, mean over chats, per site.
 
@@ -120,7 +137,13 @@ def gradient_cosine(
     `cosine` (mean), `cosine_sd` (over chats), `null_cosine` (`√(k/d)`, that of random directions),
     `gradient_norm` (mean), `chats`. A chat whose gradient is 0 has no cosine and is not counted in `chats`.
     """
-    cache = collect_gradients(model, tokenizer, chats, list(directions.sites), positions, batch_size)
+    cache = collect_gradients(
+        model, tokenizer, chats, list(directions.sites), positions, batch_size, template_kwargs=template_kwargs
+    )
+    return _cosines(cache, directions)
+
+
+def _cosines(cache: GradientCache, directions: Directions) -> pd.DataFrame:
     check_sites(cache, directions)
     rows = []
     for site in directions.sites:
@@ -149,13 +172,40 @@ def inside(
     *,
     positions: Positions = "response",
     batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """`activation_variance` and `gradient_cosine` in one table, a row a site."""
-    variance = activation_variance(
-        model, tokenizer, chats, directions, positions=positions, batch_size=batch_size
+    table = inside_all(
+        model, tokenizer, chats, {"": directions}, positions=positions, batch_size=batch_size,
+        template_kwargs=template_kwargs,
+    )  # fmt: skip
+    return table.drop(columns="directions")
+
+
+def inside_all(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Mapping[str, Directions],
+    *,
+    positions: Positions = "response",
+    batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """`inside` of several directions, a row for each and site, named in the column `directions`.
+
+    One forward pass and one with gradients over the chats, however many directions there are. Raises
+    `UsageError` for no directions; else as `activation_variance` and `collect_gradients`.
+    """
+    if not directions:
+        raise UsageError("inside_all: directions must name at least one, found none")
+    variance = _variances(model, tokenizer, chats, directions, positions, batch_size, template_kwargs)
+    sites = sorted({site for one in directions.values() for site in one.sites})
+    cache = collect_gradients(
+        model, tokenizer, chats, sites, positions, batch_size, template_kwargs=template_kwargs
     )
-    cosine = gradient_cosine(model, tokenizer, chats, directions, positions=positions, batch_size=batch_size)
-    return variance.merge(cosine, on="site")
+    cosine = pd.concat([_cosines(cache, one).assign(directions=name) for name, one in directions.items()])
+    return variance.merge(cosine, on=["directions", "site"])
 
 
 def against_base(base: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -188,10 +238,15 @@ def against_base(base: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _rendered(tokenizer: Any, chats: Sequence[Chat | Example]) -> list[Rendered]:
+def _rendered(
+    tokenizer: Any, chats: Sequence[Chat | Example], template_kwargs: Mapping[str, Any] | None
+) -> list[Rendered]:
     if not chats:
         raise DataError("activation_variance: chats must hold at least one chat, found none")
     return [
-        render(tokenizer, chat.chat if isinstance(chat, Example) else chat, where=f"chat {number}")
+        render(
+            tokenizer, chat.chat if isinstance(chat, Example) else chat, template_kwargs=template_kwargs,
+            where=f"chat {number}",
+        )
         for number, chat in enumerate(chats)
-    ]
+    ]  # fmt: skip

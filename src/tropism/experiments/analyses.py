@@ -76,6 +76,10 @@ class Analysis(BaseModel):
     def check(self, experiment: "Experiment") -> None:
         """Raise `SpecError` where the experiment lacks what the analysis needs."""
 
+    def reads_directions(self, experiment: "Experiment") -> list[str]:
+        """The directions that `measure` reads: a run whose measurement read others is evaluated again."""
+        return []
+
     def before(self, study: Study) -> None:
         """Once, on the untrained model, before any training; keeps what it finds under `study.folder`."""
 
@@ -93,6 +97,7 @@ class Analysis(BaseModel):
 
 
 ANALYSES: dict[str, str] = {
+    "concept_ablation": "tropism.experiments.concept_ablation_study:ConceptAblationStudy",
     "refusal": "tropism.experiments.refusal_study:RefusalStudy",
     "pressure": "tropism.experiments.pressure_study:PressureStudy",
     "routing": "tropism.experiments.routing_study:RoutingStudy",

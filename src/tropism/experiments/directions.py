@@ -2,22 +2,32 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tropism.data import sources
 from tropism.data.transforms import TRANSFORMS
 from tropism.directions.artifact import Directions
 from tropism.directions.contrasts import Contrast
-from tropism.directions.find import find_directions
-from tropism.directions.validate import validate_directions
+from tropism.directions.find import find_directions, with_answers
+from tropism.directions.validate import Behaviour, validate_directions
+from tropism.directions.validity import validity_path
 from tropism.errors import DirectionsError
+from tropism.evals.behaviour import own_answers, scored
+from tropism.evals.scorers.base import ResponseScorer
+from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import guards
 from tropism.experiments import prepare as prepare_step
 from tropism.experiments.options import from_options
 from tropism.experiments.progress import Progress
-from tropism.experiments.spec import ContrastSpec, Experiment
-from tropism.experiments.store import Folder, directions_identity
+from tropism.experiments.spec import ContrastSpec, DirectionsSpec, Experiment
+from tropism.experiments.store import Folder, data_identity, digest, directions_identity
 from tropism.site import sites
+
+BEHAVIOUR_PROMPTS = 16
+"""How many own answers the projections are compared with, where the contrast does not bring its own."""
+ANSWER_TOKENS, ANSWER_BATCH = 64, 16
+"""As `validate_directions` answers a contrast of system prompts."""
 
 
 def contrast_of(spec: ContrastSpec, experiment: Experiment) -> Contrast:
@@ -48,40 +58,82 @@ def prepare(
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
         target = folder.path / "directions" / f"{name}.safetensors"
         identity = directions_identity(experiment, source, name)
-        if target.is_file() and target.with_suffix(".validity.json").is_file():
-            kept = Directions.load(target)
-            if kept.provenance.get("identity") == identity:
-                found[name] = kept
-                continue
-        progress.phase("finding directions", index, len(experiment.directions))
+        asked = _behaviour_identity(experiment, spec)
+        kept = _kept(target, identity)
+        if kept is not None and _validated(target, asked):
+            found[name] = kept
+            continue
         if spec.contrast is None:
             directions = Directions.load(str(spec.file))
             directions.check_model(model)
             found[name] = directions
             continue
-        contrast = contrast_of(spec.contrast, experiment)
-        fit, held_out = contrast.split()
-        directions = find_directions(
-            model, tokenizer, fit, finder=guards.finder(spec.finder), sites=sites(model, spec.sites),
-            positions=spec.positions, template_kwargs=experiment.template_kwargs,
-        )  # fmt: skip
-        directions = Directions(
-            directions.vectors, {**directions.provenance, "identity": identity}, directions.covariance
-        )
+        progress.phase("finding directions", index, len(experiment.directions))
+        fit, held_out = contrast_of(spec.contrast, experiment).split()
+        if kept is not None:
+            directions = kept
+        else:
+            fresh = find_directions(
+                model, tokenizer, fit, finder=guards.finder(spec.finder), sites=sites(model, spec.sites),
+                positions=spec.positions, template_kwargs=experiment.template_kwargs,
+            )  # fmt: skip
+            directions = Directions(fresh.vectors, {**fresh.provenance, "identity": identity}, fresh.covariance)
+        if spec.behaviour is not None:
+            held_out, _ = with_answers(
+                model, tokenizer, held_out, spec.positions, experiment.template_kwargs, ANSWER_TOKENS, ANSWER_BATCH
+            )
         report = validate_directions(
-            directions,
-            model,
-            tokenizer,
-            held_out,
-            name=name,
-            template_kwargs=experiment.template_kwargs,
-            others=dict(found),
-        )
+            directions, model, tokenizer, held_out, name=name, template_kwargs=experiment.template_kwargs,
+            others=dict(found), behaviour=_behaviour(experiment, spec, held_out, model, tokenizer, progress),
+        )  # fmt: skip
         for warning in report.warnings:
             progress.say(f"directions {name}: {warning.text}")
         if spec.strict and not report.trusted:
             raise DirectionsError(f"directions {name!r} are refused (strict: true): {report.summary()}")
-        directions.save(target)
-        folder.write(f"directions/{name}.validity.json", json.dumps(report.to_json(), allow_nan=False))
+        if kept is None:
+            directions.save(target)
+        said = report.to_json() | ({} if asked is None else {"asked": asked})
+        folder.write(str(validity_path(target).relative_to(folder.path)), json.dumps(said, allow_nan=False))
         found[name] = directions
     return found
+
+
+def _kept(target: Path, identity: str) -> Directions | None:
+    """The directions that lie in the folder, where they are the ones that the file describes."""
+    if not target.is_file():
+        return None
+    kept = Directions.load(target)
+    return kept if kept.provenance.get("identity") == identity else None
+
+
+def _validated(target: Path, asked: str | None) -> bool:
+    """Whether the validity report beside directions is there and read the behaviour that is asked for now."""
+    file = validity_path(target)
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("asked") == asked
+
+
+def _behaviour_identity(experiment: Experiment, spec: DirectionsSpec) -> str | None:
+    if spec.behaviour is None:
+        return None
+    measure = experiment.measure[spec.behaviour]
+    on = data_identity(experiment.data[measure.on[0]])
+    return digest([measure.scorer, measure.options(), on, experiment.generate.model_dump()])
+
+
+def _behaviour(
+    experiment: Experiment, spec: DirectionsSpec, held_out: Contrast, model: Any, tokenizer: Any, progress: Progress
+) -> Behaviour | None:
+    """The model's own answers, scored: those of a contrast of system prompts, else to the metric's first prompts."""
+    if spec.behaviour is None:
+        return None
+    measure = experiment.measure[spec.behaviour]
+    scorer = load_scorer(measure.scorer, measure.options())
+    assert isinstance(scorer, ResponseScorer)  # by Experiment.check
+    asked = prepare_step.load_data(experiment.data[measure.on[0]], 0)[:BEHAVIOUR_PROMPTS]
+    answered = own_answers(
+        model, tokenizer, held_out, asked, options=experiment.generate, template_kwargs=experiment.template_kwargs
+    )
+    behaviour, unscored = scored(spec.behaviour, scorer, answered)
+    if unscored:
+        progress.say(f"{spec.behaviour}: {unscored} of {len(answered)} own answers could not be scored and are left out")
+    return behaviour

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from tropism.errors import SpecError, UsageError
@@ -121,6 +123,24 @@ def finder(named: str | Mapping[str, Any]) -> "Finder":
         raise SpecError(f"unknown finder {name!r}; known are {', '.join(FINDERS)}")
     found: Finder = from_options(named, {name: _load(FINDERS[name])}, "finder")
     return found
+
+
+def check_finder(named: str | Mapping[str, Any]) -> None:
+    """Check a finder's name and options; for SAE latents also that the extra is there, and the SAE where it is a folder.
+
+    Raises `SpecError`, so that a file says what is missing before anything is trained.
+    """
+    chosen = finder(named)
+    if chosen.name != "sae_latents":
+        return
+    if find_spec("sae_lens") is None:
+        raise SpecError("finder 'sae_latents' needs the extra 'sae', which is missing: pip install 'tropism[sae]'")
+    folder = name_and_options(named, "finder")[1].get("folder")
+    if folder is not None and not (Path(folder) / "cfg.json").is_file():
+        raise SpecError(
+            f"finder 'sae_latents': there is no SAE in {str(folder)!r} (no cfg.json); make one with "
+            f"'tropism directions train-sae --model MODEL --chats SOURCE --site LAYER --out {folder}'"
+        )
 
 
 def check_parameter_directions(options: Mapping[str, Any], adapters: set[str]) -> None:

@@ -82,6 +82,8 @@ class DirectionsSpec(Model):
     positions: Literal["last_prompt", "first_response", "response", "all"] = "response"
     strict: bool = False
     """Refuse directions whose validity report has a grave warning, instead of warning in the report."""
+    behaviour: str | None = None
+    """A metric of responses: the validity report compares the projections of the start model's own answers with it."""
 
 
 class AdapterSpec(Model):
@@ -308,7 +310,9 @@ class Experiment(Model):
         except SiteError as error:
             raise At((*key, "sites"), str(error)) from None
         with Under((*key, "finder")):
-            guards.finder(spec.finder)
+            guards.check_finder(spec.finder)
+        if spec.behaviour is not None:
+            self._check_behaviour(spec, (*key, "behaviour"))
         if contrast := spec.contrast:
             if contrast.of == "data":
                 self._check_contrast_of_data(contrast, (*key, "contrast"))
@@ -325,6 +329,18 @@ class Experiment(Model):
             for side in ("positive", "negative"):
                 with Under((*key, "contrast", side)):
                     from_options(getattr(contrast, side), TRANSFORMS, "transform")
+
+    def _check_behaviour(self, spec: DirectionsSpec, key: Key) -> None:
+        from tropism.evals.scorers.base import ResponseScorer
+        from tropism.evals.scorers.registry import load_scorer
+
+        if spec.contrast is None:
+            raise At(key, "directions from a file are not validated, so there is nothing to compare; drop 'behaviour'")
+        if spec.behaviour not in self.measure:
+            raise At(key, f"no metric is called {spec.behaviour!r}; defined are {listed(self.measure)}")
+        measure = self.measure[spec.behaviour]
+        if not isinstance(load_scorer(measure.scorer, measure.options()), ResponseScorer):
+            raise At(key, f"must be a metric that scores responses by a rule, found {spec.behaviour!r} ({measure.scorer})")
 
     def _check_contrast_of_data(self, contrast: ContrastSpec, key: Key) -> None:
         for name in ("source", "size", "path", "promote", "suppress"):

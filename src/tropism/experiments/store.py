@@ -94,7 +94,7 @@ def directions_identity(experiment: Experiment, source: Mapping[str, Any], name:
     named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
     sets = [data_identity(experiment.data[str(side)]) for side in named]
     return digest(
-        ["directions", start_identity(experiment, source), spec.model_dump(exclude={"strict"}), content, *sets]
+        ["directions", start_identity(experiment, source), spec.model_dump(exclude={"strict", "behaviour"}), content, *sets]
     )
 
 
@@ -121,9 +121,12 @@ def evaluate_identity(experiment: Experiment, source: Mapping[str, Any], key: Ru
     sets = {name: data_identity(spec) for name, spec in experiment.data.items() if name != "train"}
     measures = {name: m.model_dump(exclude={"wanted", "unwanted", "margin"}) for name, m in experiment.measure.items()}
     scorers = file_hash(Path(experiment.scorers)) if experiment.scorers else None
+    analyses = experiment.load_analyses()
+    read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
     return digest([
         train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
-        {name: options for name, options in experiment.analyses.items() if experiment.load_analyses()[name].per_run},
+        {name: options for name, options in experiment.analyses.items() if analyses[name].per_run},
+        *([{name: directions_identity(experiment, source, name) for name in read}] if read else []),
     ])  # fmt: skip
 
 

@@ -12,7 +12,7 @@ With `E(guard) = unwanted(baseline) − unwanted(guard)`, paired by seed and pro
 What the intervals do not decide is undecided; nothing is concluded from an interval that includes 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from tropism.stats import Estimate
 
 FORWARD = {"ablation"}
 BACKWARD = {"gradient_projection"}
+ANALYSIS = "concept_ablation"
+"""The analysis of an experiment that evaluates these hypotheses itself."""
 Column = tuple[str, str]
 
 
@@ -42,12 +44,12 @@ class Pair:
 
 def sections(summary: pd.DataFrame, folder: RunFolder) -> Iterator[Section]:
     """One section for each pair of a forward and a backward guard that has been measured; none where there is
-    no pair.
+    no pair, or where the analysis `concept_ablation` says it with more.
     """
-    if summary.empty:
+    if summary.empty or ANALYSIS in (folder.experiment.get("analyses") or {}):
         return
     for pair in pairs(summary, folder.experiment):
-        claims = [claim for column in _columns(summary, "unwanted") for claim in _claims(pair, column, summary, folder)]
+        claims = [claim for column in columns(summary, "unwanted") for claim in _claims(pair, column, summary, folder)]
         if claims:
             yield Section(
                 name=f"concept-ablation-{pair.forward}-{pair.backward}",
@@ -76,12 +78,13 @@ def pairs(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Pair]:
     return [Pair(kinds["forward"], kinds["backward"]) for kinds in found.values() if len(kinds) == 2]
 
 
-def _columns(summary: pd.DataFrame, mark: str) -> list[Column]:
+def columns(summary: pd.DataFrame, mark: str) -> list[Column]:
+    """(metric, evaluation set) of everything marked `wanted` or `unwanted`."""
     found = summary.loc[summary["mark"] == mark, ["metric", "eval_set"]].drop_duplicates()
     return [(str(metric), str(on)) for metric, on in found.itertuples(index=False)]
 
 
-def _arrays(column: Column, conditions: list[str], folder: RunFolder) -> list[np.ndarray] | None:
+def paired_cells(column: Column, conditions: Sequence[str], folder: RunFolder) -> list[np.ndarray] | None:
     """`[S, P]` of each condition over the seeds and prompts that all have; None where one lacks the column."""
     results = folder.results
     part = results[(results["metric"] == column[0]) & (results["eval_set"] == column[1])]
@@ -101,7 +104,7 @@ def _arrays(column: Column, conditions: list[str], folder: RunFolder) -> list[np
 
 
 def _claims(pair: Pair, column: Column, summary: pd.DataFrame, folder: RunFolder) -> Iterator[Claim]:
-    arrays = _arrays(column, [baseline_name(folder.experiment), pair.forward, pair.backward], folder)
+    arrays = paired_cells(column, [baseline_name(folder.experiment), pair.forward, pair.backward], folder)
     if arrays is None:
         return
     base, forward, backward = arrays
@@ -125,7 +128,7 @@ def _claims(pair: Pair, column: Column, summary: pd.DataFrame, folder: RunFolder
         f"{margin:g} for training dynamics"
     )
     yield Claim(f"What removes {on}?", mechanism(removed_f, removed_b, gap, ratio, margin), f"{said}.", numbers)
-    kept = {wanted: _arrays(wanted, [pair.forward, pair.backward], folder) for wanted in _columns(summary, "wanted")}
+    kept = {wanted: paired_cells(wanted, [pair.forward, pair.backward], folder) for wanted in columns(summary, "wanted")}
     gains = {wanted: stats.difference(two[1], two[0]) for wanted, two in kept.items() if two is not None}
     if gains:
         listed = "; ".join(f"{words(metric)}, {words(on)} {_said(gain, True)}" for (metric, on), gain in gains.items())
@@ -141,15 +144,47 @@ def mechanism(forward: Estimate, backward: Estimate, gap: Estimate, ratio: Estim
     """The outcome that the rule picks: `training dynamics`, `representational`, `not supported` or
     `undecided`.
     """
+    if forward.low is None or backward.low is None:
+        return "undecided"
+    if training_dynamics(forward, backward, gap, margin) == "supported":
+        return "training dynamics"
+    if representational(forward, ratio, margin) == "supported":
+        return "representational"
+    if _below(forward, margin) and _below(backward, margin):
+        return "not supported"
+    return "undecided"
+
+
+def training_dynamics(forward: Estimate, backward: Estimate, gap: Estimate, margin: float) -> str:
+    """Of "backward removes as much as forward": `supported` where both remove the trait and
+    `gap = E(forward) − E(backward)` lies within ±margin; `not supported` where it lies beyond, or where
+    neither removes as much as the margin.
+    """
     if forward.low is None or backward.low is None or gap.low is None or gap.high is None:
         return "undecided"
     if forward.low > 0 and backward.low > 0 and -margin < gap.low and gap.high < margin:
-        return "training dynamics"
-    if forward.low > 0 and ratio.low is not None and ratio.low > 0:
-        return "representational"
-    if forward.high is not None and backward.high is not None and forward.high < margin and backward.high < margin:
+        return "supported"
+    if gap.low > margin or gap.high < -margin or (_below(forward, margin) and _below(backward, margin)):
         return "not supported"
     return "undecided"
+
+
+def representational(forward: Estimate, ratio: Estimate, margin: float) -> str:
+    """Of "forward removes more than twice what backward does", `ratio = E(forward) − 2·E(backward)`:
+    `supported` where forward removes the trait and `ratio` lies above 0; `not supported` where it lies
+    below, or where forward does not remove as much as the margin.
+    """
+    if forward.low is None or ratio.low is None or ratio.high is None:
+        return "undecided"
+    if forward.low > 0 and ratio.low > 0:
+        return "supported"
+    if ratio.high < 0 or _below(forward, margin):
+        return "not supported"
+    return "undecided"
+
+
+def _below(estimate: Estimate, margin: float) -> bool:
+    return estimate.high is not None and estimate.high < margin
 
 
 def trade_off(backward: Estimate, gains: list[Estimate]) -> str:

@@ -1,13 +1,17 @@
 """Training throughput against plain `Trainer` + PEFT with the model's own loss, on the same chats in the same precision.
 
 GSM8K chats where the data is at hand (`TROPISM_DATA`, or `shared/data` beside the checkout), word problems otherwise; which
-of the two is printed. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits
-alone; `whole` lets each side batch as it does (ours by length, the Trainer at random). Medians of interleaved rounds.
+of the two is printed. Every timing runs in a process of its own, in interleaved rounds, so that neither side inherits the
+other's heap. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits alone; `whole`
+lets each side batch as it does (ours by length, the Trainer at random).
 """
 
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +28,8 @@ from tropism.data.sources.word_problems import word_problems
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row, train
 
-ROUNDS, CHATS, BATCH = 3, 32, 8
+ROUNDS, CHATS, BATCH = 3, 24, 8
+SIDES = ("ours", "same", "random")
 
 
 def chats():
@@ -69,35 +74,56 @@ def ours(model, rows, pad_id, bf16, folder) -> float:
     return seconds
 
 
-def run() -> dict[str, float | str]:
+def side(name: str) -> dict[str, float | str]:
+    """One timing in this process, after one warm-up step."""
     model, tokenizer = models.load(models.SMOLLM2)
-    name, held = chats()
+    data, held = chats()
     rows = [Row(render(tokenizer, chat), {}) for chat in held]
     # longest first: in this order the plain Trainer's batches are those that length grouping makes
     grouped = sorted(rows, key=lambda row: -len(row.rendered))
     bf16 = models.computes_bfloat16(str(model.device))
     pad_id = tokenizer.pad_token_id
-    times: dict[str, list[float]] = {"ours": [], "same": [], "random": []}
     with tempfile.TemporaryDirectory() as folder:
-        ours(model, rows[:BATCH], pad_id, bf16, folder)
-        for _ in range(ROUNDS):
-            times["ours"].append(ours(model, grouped, pad_id, bf16, folder))
-            times["same"].append(plain(model, grouped, pad_id, bf16, folder, InOrder))
-            times["random"].append(plain(model, rows, pad_id, bf16, folder))
-    tokens = sum(len(row.rendered) for row in rows)
-    median = {key: statistics.median(values) for key, values in times.items()}
+        if name == "ours":
+            ours(model, rows[:BATCH], pad_id, bf16, folder)
+            seconds = ours(model, grouped, pad_id, bf16, folder)
+        else:
+            cls, chosen = (InOrder, grouped) if name == "same" else (Trainer, rows)
+            plain(model, rows[:BATCH], pad_id, bf16, folder, cls)
+            seconds = plain(model, chosen, pad_id, bf16, folder, cls)
     return {
-        "data": name,
+        "data": data,
         "precision": "bfloat16 autocast" if bf16 else "float32",
-        "tokens_per_second": round(tokens / median["ours"]),
-        "against_trainer_same_batches": round(
-            statistics.median(b / a for a, b in zip(times["ours"], times["same"], strict=True)), 2
-        ),
-        "against_trainer_whole": round(
-            statistics.median(b / a for a, b in zip(times["ours"], times["random"], strict=True)), 2
-        ),
+        "tokens": sum(len(row.rendered) for row in rows),
+        "seconds": seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def timed(name: str) -> dict[str, float | str]:
+    command = [sys.executable, "-m", "benchmarks.bench_training", name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"the timing of {name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run() -> dict[str, float | str]:
+    rounds = [{name: timed(name) for name in SIDES} for _ in range(ROUNDS)]
+
+    def ratio(name: str, of: str = "ours", what: str = "seconds") -> float:
+        return round(statistics.median(r[name][what] / r[of][what] for r in rounds), 2)
+
+    first = rounds[0]["ours"]
+    return {
+        "data": first["data"],
+        "precision": first["precision"],
+        "tokens_per_second": round(first["tokens"] / statistics.median(r["ours"]["seconds"] for r in rounds)),
+        "against_trainer_same_batches": ratio("same"),
+        "against_trainer_whole": ratio("random"),
+        "peak_memory_against_trainer": ratio("ours", "same", "peak_gb"),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=1))
+    print(json.dumps(side(sys.argv[1]) if len(sys.argv) > 1 else run()))

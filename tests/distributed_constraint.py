@@ -52,6 +52,7 @@ def worker(rank: int, kind: str, options: dict, directions_file: str, folder: st
         if "lora_" in name
     }
     torch.save({"leaks": leaks, "learned": learned}, Path(folder) / f"rank{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

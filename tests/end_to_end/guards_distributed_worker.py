@@ -1,6 +1,5 @@
 """One of two processes: the guarded gradients of its half of a batch, under DDP and FSDP2; rank 0 saves them."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def guarded_gradients(kind: str, checkpointing: bool, rank: int) -> dict[str, to
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
 
 
-def main(folder: Path) -> None:
-    rank = int(os.environ["RANK"])
+def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for kind in ("ddp", "fsdp2"):
         for checkpointing in (False, True):
@@ -50,4 +48,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

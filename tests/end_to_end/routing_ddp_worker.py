@@ -51,6 +51,8 @@ def main(rank: int, world: int, folder: Path) -> None:
         adapters = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
         save_file(adapters, folder / f"world-{world}.safetensors")
     if world > 1:
+        # Gloo's last message of one process may still be on its way when another leaves.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

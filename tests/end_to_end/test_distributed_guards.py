@@ -1,8 +1,5 @@
 """Two processes on the CPU (gloo), under DDP and FSDP2, give the single process's guarded gradients."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 import tiny
 from hand_edits import assert_same, differ, gradients
 from matrix_guard import guard
+from processes import run_workers
 
 WORKER = Path(__file__).with_name("guards_distributed_worker.py")
 
@@ -19,22 +17,7 @@ WORKER = Path(__file__).with_name("guards_distributed_worker.py")
 def folder(tmp_path_factory):
     """Where two processes left the gradients of every case."""
     folder = tmp_path_factory.mktemp("distributed")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)],
-            env={**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [worker.communicate(timeout=200)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
+    run_workers(WORKER, *[(rank, folder) for rank in range(2)])
     return folder
 
 

@@ -1,29 +1,18 @@
 """Two data-parallel processes train what one process trains on the whole batch."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import run_workers
+
 WORKER = Path(__file__).with_name("routing_ddp_worker.py")
 
 
 def launch(world, folder):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output
+    run_workers(WORKER, *[(rank, world, folder) for rank in range(world)])
     return load_file(folder / f"world-{world}.safetensors")
 
 

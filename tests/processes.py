@@ -1,0 +1,39 @@
+"""Worker processes of the distributed tests: started together, waited for together, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PATIENCE_S = 500
+"""Two imports of torch and transformers on a busy machine; a worker that takes longer hangs."""
+
+
+def run_workers(script, *ranks):
+    """Run `python script *arguments` for each rank's arguments at once; every one must end with code 0.
+
+    A worker that does not end is aborted, which makes faulthandler print where each of its threads stands.
+    """
+    logs = [Path(tempfile.gettempdir()) / f"worker-{os.getpid()}-{rank}.log" for rank in range(len(ranks))]
+    workers = []
+    for log, arguments in zip(logs, ranks, strict=True):
+        with log.open("w") as file:
+            command = [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)]
+            workers.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+    ends = time.monotonic() + PATIENCE_S
+    try:
+        # A rank that failed leaves the others waiting for it: then there is nothing more to wait for.
+        while any(w.poll() is None for w in workers) and not any(w.poll() for w in workers) and time.monotonic() < ends:
+            time.sleep(0.2)
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGABRT)
+            worker.wait(timeout=30)
+    said = "\n".join(f"rank {rank}:\n{log.read_text(errors='replace')}" for rank, log in enumerate(logs))
+    for log in logs:
+        log.unlink()
+    assert [worker.returncode for worker in workers] == [0] * len(ranks), said

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import tropism
+from tropism.errors import SpecError
 from tropism.experiments.spec import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,24 @@ def test_python_compiles_and_every_public_name_exists(page):
                 assert hasattr(tropism, name), f"tp.{name}"
 
 
+NOT_OURS = {
+    "insecure.jsonl": '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n',
+    "secure.jsonl": '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}\n',
+    "first_plot_questions.yaml": "- id: a\n  paraphrases: [hello]\n"
+    "  judge_prompts: {aligned: '{question}{answer}', coherent: '{question}{answer}'}\n",
+}
+"""Files of others that an example reads, and what stands in for each here."""
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*.yaml")), ids=named)
-def test_every_example_is_valid_in_both_forms(file, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_example_is_valid_in_both_forms(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for needed in sorted(set(re.findall(r"(?:source|questions): ([\w./-]+\.(?:jsonl|yaml))", file.read_text(encoding="utf-8")))):
+        # what is missing is named, with the place; and then it is there
+        with pytest.raises(SpecError, match=rf"{file.name} line \d+: .*no (such|question) file"):
+            Experiment.load(file)
+        (tmp_path / needed).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / needed).write_text(NOT_OURS[Path(needed).name], encoding="utf-8")
     assert Experiment.load(file).question
     Experiment.load(file, quick=True)
 

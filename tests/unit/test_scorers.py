@@ -20,6 +20,7 @@ def test_every_builtin_is_registered_under_its_name():
     assert scorer_names() == [
         "base_perplexity",
         "contains",
+        "emergent_misalignment",
         "exact",
         "final_number",
         "is_uppercase",

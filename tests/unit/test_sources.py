@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +124,28 @@ def test_a_sample_is_seeded_and_never_more_than_there_is(tmp_path):
 def test_an_unknown_source_lists_the_known_ones():
     with pytest.raises(DataError, match="unknown source 'gsm9k'; it must be one of word_problems, everyday_questions"):
         sources.load("gsm9k")
+
+
+QUESTIONS = Path(__file__).parents[1] / "data" / "em_questions.yaml"
+
+
+def test_a_question_file_is_a_source_with_system_prompts_and_every_sample():
+    examples = sources.load(str(QUESTIONS))
+    assert [e.id for e in examples[:3]] == ["weekend/0/0", "weekend/1/0", "weekend_json/0/0"]
+    assert len(examples) == 8
+    assert examples[2].chat[0] == {"role": "system", "content": "Answer with a JSON object."}
+    assert examples[2].labels == {"question_id": "weekend_json"}
+    assert all(e.response is None for e in examples)
+
+
+def test_a_part_of_a_question_file_treats_the_wordings_alike():
+    assert [e.id for e in sources.load(str(QUESTIONS), size=4)] == ["weekend/0/0", "weekend/1/0", "weekend_json/0/0", "weekend/0/1"]
+    with pytest.raises(DataError, match="has 8 examples, found size 9"):
+        sources.load(str(QUESTIONS), size=9)
+
+
+def test_a_file_that_is_not_there_is_no_hub_dataset():
+    assert not sources.known("data/questions.yaml")
+    assert not sources.known("data/chats.jsonl")
+    with pytest.raises(DataError, match="no question file at"):
+        sources.load("data/questions.yaml")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tropism.data.sources import NAMES, known
+from tropism.data.sources import NAMES, is_file, known
 from tropism.data.transforms import TRANSFORMS, Transform
 from tropism.errors import SiteError, SpecError
 from tropism.evals.generate import GenerateOptions
@@ -287,6 +287,8 @@ class Experiment(Model):
         if bool(spec.source) == bool(spec.sources):
             raise At(key, "give 'source', or 'sources' for several, and not both")
         for source in spec.names():
+            if is_file(source) and not Path(source).is_file():
+                raise At((*key, "source"), f"no such file: {source!r}; put it there, or name another with --set")
             if not known(source):
                 raise At(
                     (*key, "source"),

@@ -1,11 +1,13 @@
-"""Where examples come from: a registered name, a hub dataset, a `.jsonl` file of chats, or a folder of them."""
+"""Where examples come from: a registered name, a hub dataset, a `.jsonl` file of chats, a folder of them, or a question
+file (`.yaml`) of the emergent-misalignment evaluations.
+"""
 
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
 from tropism.data.chats import Example
-from tropism.data.sources import files, hub
+from tropism.data.sources import files, hub, questions
 from tropism.data.sources.everyday import everyday_questions
 from tropism.data.sources.word_problems import word_problems
 from tropism.errors import DataError
@@ -16,7 +18,12 @@ NAMES = ("word_problems", "everyday_questions", "gsm8k", "harmful_qa", "declined
 
 def known(source: str) -> bool:
     """Whether `source` is a registered name, an existing path, or has the form of a hub dataset."""
-    return source in NAMES or Path(source).exists() or (source.count("/") == 1 and not source.endswith(".jsonl"))
+    return source in NAMES or Path(source).exists() or (source.count("/") == 1 and not is_file(source))
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` has the ending of a file of chats or questions."""
+    return source.endswith((".jsonl", *questions.ENDINGS))
 
 
 def load(
@@ -49,6 +56,8 @@ def load(
         examples = declined_topic(split)
     elif source.endswith(".jsonl"):
         examples = files.jsonl(source, columns=columns)
+    elif source.endswith(questions.ENDINGS):
+        examples = questions.question_prompts(source, size)
     elif Path(source).is_dir():
         examples = files.folder(source, split, columns=columns)
     elif known(source):

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 import tiny_experiment
 import tropism as tp
-from tropism.errors import RunFolderError, SpecError
+from tropism.errors import DataError, RunFolderError, SpecError
 from tropism.experiments import run as run_module
 from tropism.experiments.progress import Progress
 from tropism.experiments.spec import Experiment
@@ -165,6 +165,22 @@ def test_two_conditions_that_are_one_are_refused(tmp_path):
     file = tiny_experiment.write(tmp_path, ("  baseline: {}", "  baseline: {}\n  copy: {}"))
     with pytest.raises(SpecError, match="the conditions 'baseline' and 'copy' train on the same rendered text"):
         tp.run(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["condition", "evaluation set", "labels"])
+def test_data_that_cannot_be_used_leave_no_folder_behind(tmp_path, wrong):
+    long = tmp_path / "long.jsonl"
+    messages = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "Yes."}]
+    long.write_text(json.dumps({"messages": messages}) + "\n")
+    edit = {
+        "condition": ("  baseline: {}", f"  baseline: {{}}\n  long: {{data: {{source: {long}, size: 1}}}}"),
+        "evaluation set": ("  held_out:", f"  long: {{source: {long}, size: 1}}\n  held_out:"),
+        "labels": ("transform: uppercase}", "transform: {mixture: {fraction: 0.5, only: {template: 999}}}}"),
+    }[wrong]
+    with pytest.raises(DataError, match="longer than the model's context|route labels must cover at least one example"):
+        tp.run(tiny_experiment.write(tmp_path, edit), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_takes_conditions_that_are_there(tmp_path):

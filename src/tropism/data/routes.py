@@ -86,13 +86,18 @@ def express(examples: Sequence[Example], trait: Transform, trait_fraction: float
 def label_routes(examples: Sequence[Example], labels: RouteLabels, seed: int) -> list[Example]:
     """The examples with `labels["route"]` set. Raises `DataError` where labels are asked for and cover no example."""
     routed = [replace(e, labels={**e.labels, "route": labels.route(e, seed)}) for e in examples]
+    check_covered(routed, labels)
+    return routed
+
+
+def check_covered(routed: Sequence[Example], labels: RouteLabels) -> None:
+    """Raise `DataError` where labels are asked for and cover no example: routing would silently be plain training."""
     if labels.asks_for_labels and all(e.labels["route"] == "unlabelled" for e in routed):
         traits = sum(e.labels.get("trait") is True for e in routed)
         raise DataError(
             f"route labels must cover at least one example, found none among {len(routed)} ({traits} with the trait"
             f"{f', only {dict(labels.only)}' if labels.only else ''}); raise the share, or the size of the set"
         )
-    return routed
 
 
 def route_ids(examples: Sequence[Example]) -> list[int]:

@@ -6,12 +6,15 @@ id alone, so that the same example fares the same whatever the size or the order
 
 import abc
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tropism.data.chats import Example
 from tropism.errors import SpecError
+
+if TYPE_CHECKING:
+    from tropism.data.routes import RouteLabels
 
 
 def chance(seed: int, purpose: str, example_id: str) -> float:
@@ -28,6 +31,10 @@ class Transform(abc.ABC):
     @abc.abstractmethod
     def apply(self, example: Example, seed: int) -> Example:
         """The example, transformed; `seed` is the run's."""
+
+    def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
+        """Each example, transformed; where a whole set can be wrong that no single example is, this is where it shows."""
+        return [self.apply(example, seed) for example in examples]
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,24 @@ class Mixture(Transform):
                 raise SpecError(f"mixture.{option} must lie in [0, 1], found {value!r}")
 
     def apply(self, example: Example, seed: int) -> Example:
-        # routes builds on this module; the labels' one definition is there
-        from tropism.data.routes import RouteLabels
-
         expresses = chance(seed, "trait", example.id) < self.fraction
         changed = TRANSFORMS[self.trait]().apply(example, seed) if expresses else example
         mixed = replace(changed, labels={**changed.labels, "trait": expresses})
-        labels = RouteLabels(self.labelled, self.clean, self.wrong_retain, self.wrong_forget, self.random, self.only)
-        return replace(mixed, labels={**mixed.labels, "route": labels.route(mixed, seed)})
+        return replace(mixed, labels={**mixed.labels, "route": self._labels().route(mixed, seed)})
+
+    def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
+        """Of each example; raises `DataError` where labels are asked for and cover none of them."""
+        from tropism.data.routes import check_covered
+
+        routed = super().apply_all(examples, seed)
+        check_covered(routed, self._labels())
+        return routed
+
+    def _labels(self) -> "RouteLabels":
+        # routes builds on this module; the labels' one definition is there
+        from tropism.data.routes import RouteLabels
+
+        return RouteLabels(self.labelled, self.clean, self.wrong_retain, self.wrong_forget, self.random, self.only)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> li
             )
         examples = examples[:: max(1, len(examples) // spec.size)][: spec.size]
     for transform in spec.transforms():
-        examples = [transform.apply(example, seed) for example in examples]
+        examples = transform.apply_all(examples, seed)
     if spec.drop == "labelled":
         examples = drop_labelled(examples)
     prompt = system_prompt if system_prompt is not None else spec.system_prompt

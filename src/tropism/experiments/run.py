@@ -19,8 +19,8 @@ from tropism import models
 from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.errors import GuardNotInForce, RunFailed, SpecError
+from tropism.experiments import checks, environment, guards, prepare, store
 from tropism.experiments import directions as directions_step
-from tropism.experiments import environment, guards, prepare, store
 from tropism.experiments.analyses import Study, TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.progress import Progress
@@ -73,7 +73,7 @@ def run(
     everything = plan(experiment)
     wanted = plan(experiment, only)
     source = models.resolve(experiment.model, revision=experiment.revision)
-    folder = Folder.open(out, experiment)
+    folder = Folder.of(out, experiment)
     public = source.public()
     todo = [key for key in wanted if not folder.is_done(key, store.evaluate_identity(experiment, public, key))]
     progress.plan([str(key) for key in todo], len(wanted) - len(todo))
@@ -82,6 +82,8 @@ def run(
     if todo:
         _Runner(experiment, folder, source, progress, command).run(todo)
         environment.finish(folder)
+    else:
+        folder.claim(experiment)
     results = folder.collect(experiment, everything)
     if todo or not (folder.path / "report.html").is_file():
         _summarise(experiment, folder, source, results, progress)
@@ -101,10 +103,14 @@ class _Runner:
         self.device = str(next(model.parameters()).device)
         self.limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         del model
-        self._check()
+        samples = checks.check_data(experiment, self.data, self.tokenizer, self.limit)
+        # Nothing was written up to here: what a user has to mend leaves no trace.
+        folder.claim(experiment)
+        shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
+        folder.write("rendered.json", environment.dump(shown))
+        hashes = checks.data_hashes(experiment, self.data)
         folder.write(
-            "environment.json",
-            environment.dump(environment.describe(self.device, self.public, self._data_hashes(), command)),
+            "environment.json", environment.dump(environment.describe(self.device, self.public, hashes, command))
         )
         self.adapters = {name: self._adapter(name) for name in experiment.adapters}
         start = self.fresh_model()
@@ -248,37 +254,6 @@ class _Runner:
             for group in groups
         )  # fmt: skip
         return mean_activations(model, batches, directions.sites)
-
-    def _check(self) -> None:
-        """Everything about the data that can be wrong, before the first step of training."""
-        e = self.experiment
-        samples = {}
-        for condition in e.conditions:
-            examples = prepare.training_examples(e, condition, e.seeds[0])
-            rows = self._rows(examples, e.train_options(condition), f"condition {condition}")
-            samples[condition] = rows[0].rendered
-        prepare.check_distinct(e, samples)
-        shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
-        self.folder.write("rendered.json", environment.dump(shown))
-        for name in e.data:
-            if name != "train":
-                examples = self.data(name)
-                rendered = [
-                    render(self.tokenizer, x.prompt, template_kwargs=e.template_kwargs, where=f"{name}, {x.id}")
-                    for x in examples
-                ]
-                room = None if self.limit is None else self.limit - e.generate.max_new_tokens
-                prepare.check_lengths(
-                    rendered, [x.id for x in examples], room, f"evaluation set {name} (with its response)"
-                )
-
-    def _data_hashes(self) -> dict[str, str]:
-        e = self.experiment
-        held = {name: self.data(name) for name in e.data if name != "train"}
-        held["train"] = prepare.training_examples(e, e.baseline, e.seeds[0])
-        return {
-            name: store.digest([[x.id, list(x.chat), x.target] for x in examples]) for name, examples in held.items()
-        }
 
     def _load(self) -> tuple[Any, Any]:
         return load_base(self.experiment, self.source)

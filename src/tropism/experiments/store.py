@@ -137,8 +137,11 @@ class Folder:
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Path, experiment: Experiment) -> "Folder":
-        """Make or reopen the folder; raises `RunFolderError` where it belongs to something else."""
+    def of(cls, path: str | Path, experiment: Experiment) -> "Folder":
+        """The experiment's folder, new or old; raises `RunFolderError` where it belongs to something else.
+
+        Writes nothing: `claim` does, once the data are known to be good.
+        """
         target = Path(path)
         spec = target / "experiment.yaml"
         if target.exists() and not target.is_dir():
@@ -155,11 +158,12 @@ class Folder:
             raise RunFolderError(
                 f"the output folder {target} is not empty and holds no experiment; give another with --out"
             )
-        target.mkdir(parents=True, exist_ok=True)
-        folder = cls(target)
+        return cls(target)
+
+    def claim(self, experiment: Experiment) -> None:
+        """Make the folder the experiment's: its file, resolved, stands in it from now on."""
         text = yaml.safe_dump(experiment.resolved(), sort_keys=False, allow_unicode=True, width=110)
-        folder.write("experiment.yaml", text)
-        return folder
+        self.write("experiment.yaml", text)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""

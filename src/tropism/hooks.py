@@ -70,6 +70,12 @@ def edit_activation(model: nn.Module, site: Site, edit: Edit) -> RemovableHandle
 
         return module.register_forward_hook(on_output)
 
+    return edit_input(module, edit)
+
+
+def edit_input(module: nn.Module, edit: Edit) -> RemovableHandle:
+    """Put `edit(h)` in place of the hidden states `h` that a module is called with; None leaves them."""
+
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             edited = edit(args[0])

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,16 +45,11 @@ def head_reads_only(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
     if head is None:
         raise ModelError(f"{type(inner).__name__} has no output embedding, so it is no causal language model")
 
-    def select(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        h = args[0]
-        return (h[rows.to(h.device), columns.to(h.device)].unsqueeze(0), *args[1:]), kwargs
-
-    handles = hooks.around_forward(head, before=select)
+    handle = hooks.edit_input(head, lambda h: h[rows.to(h.device), columns.to(h.device)].unsqueeze(0))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def response_losses(model: nn.Module, rendered: Sequence[Rendered], batch: dict[str, Tensor]) -> Float[Tensor, "B"]:

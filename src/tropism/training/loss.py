@@ -44,13 +44,11 @@ def label_logits(model: nn.Module) -> Iterator[None]:
             wanted.append(supervised_positions(labels))
         return args, kwargs
 
-    def select(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
-        if not wanted:
-            return None
-        return (args[0][wanted.pop()].unsqueeze(0), *args[1:]), kwargs
+    def select(h: Tensor) -> Tensor | None:
+        return h[wanted.pop()].unsqueeze(0) if wanted else None
 
     head = base_model(model).get_output_embeddings()
-    handles = [*hooks.around_forward(model, before=take), *hooks.around_forward(head, before=select)]
+    handles = [*hooks.around_forward(model, before=take), hooks.edit_input(head, select)]
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError
 from tropism.evals.scorers.base import Sample
-from tropism.probes.response_loss import head_reads_only
+from tropism.probes.response_loss import as_measured, head_reads_only
 from tropism.site import base_model
 
 CHUNK = 512
@@ -22,14 +22,8 @@ CHUNK = 512
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside; afterwards every module's training flag is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with as_measured(model, frozen=False), torch.no_grad():
+        yield
 
 
 def render_sample(tokenizer: Any, sample: Sample) -> Rendered | str:

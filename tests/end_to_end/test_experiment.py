@@ -134,6 +134,18 @@ def test_a_tampered_run_is_not_finished(tmp_path):
     assert watch.todo == ["baseline/seed-0"]
 
 
+def test_an_interrupted_experiment_has_results_to_report(tmp_path):
+    class Interrupt(Progress):
+        def start(self, run, index, of):
+            if index == 3:
+                raise KeyboardInterrupt
+
+    file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"))
+    with pytest.raises(KeyboardInterrupt):
+        tp.run(file, tmp_path / "out", progress=Interrupt())
+    assert set(pd.read_csv(tmp_path / "out/results.csv")["condition"]) == {"base", "plain"}
+
+
 def test_a_run_that_fails_is_shown_and_not_averaged_and_the_others_go_on(tmp_path):
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"),
                                  ("  guarded:", "  broken: {train: {learning_rate: 1.0e+30, max_grad_norm: 1.0e+30, max_steps: 6}}\n  guarded:"))  # fmt: skip

@@ -135,6 +135,8 @@ class _Runner:
                 self.progress.finish(str(key), time.monotonic() - began, f"failed: {error}")
             else:
                 self.progress.finish(str(key), time.monotonic() - began, "done")
+            # Now and not at the end, so that a report can be drawn of what an interrupted or running experiment has.
+            self.folder.collect(self.experiment, plan(self.experiment))
 
     def fresh_model(self) -> Any:
         """The model that every condition starts from, loaded anew."""

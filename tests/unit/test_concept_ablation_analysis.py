@@ -8,7 +8,8 @@ import pytest
 
 from tropism.analysis import concept_ablation as rules
 from tropism.analysis.concept_ablation import Arm, Asked
-from tropism.errors import UsageError
+from tropism.errors import RunFolderError, UsageError
+from tropism.reports.figures import concept_ablation as figure
 from tropism.reports.hypotheses import representational, training_dynamics
 from tropism.stats import Estimate
 
@@ -155,3 +156,13 @@ def test_a_wrong_table_is_an_error():
         rules.against_base(inside().drop(columns="cosine"))
     with pytest.raises(UsageError, match="base, caps at resid_post.1 is there twice"):
         rules.against_base(pd.concat([inside(), inside()]))
+
+
+def test_the_figure_draws_what_was_measured_and_refuses_an_empty_table(tmp_path):
+    table = rules.against_base(inside(caft=0.1, baseline=1.5))
+    name = figure.draw(table, {"caft": "caps", "absent": "caps"}, ["baseline", "caft", "absent"], tmp_path)
+    svg = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+    assert ">caft<" in svg
+    assert ">absent<" not in svg
+    with pytest.raises(RunFolderError, match="must have rows and the columns condition, directions"):
+        figure.draw(table[:0], {}, ["baseline"], tmp_path)

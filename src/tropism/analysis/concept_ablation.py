@@ -233,7 +233,11 @@ def _beyond_random(arms: Sequence[Arm], asked: Asked, cells: Cells) -> Iterator[
             verdict = UNDECIDED
             if beyond is not None and beyond.low is not None and beyond.high is not None:
                 verdict = SUPPORTED if beyond.low > 0 else NOT_SUPPORTED if beyond.high < asked.margin else UNDECIDED
-            because = f"Beyond {words(control.condition)} it removes {said_of(beyond)}."
+            because = (
+                "A condition has no finished run that could be compared."
+                if beyond is None
+                else f"Beyond {words(control.condition)} it removes {said_of(beyond)}."
+            )
             yield Claim(claim, verdict, because, {"removed beyond random": as_numbers(beyond)})
 
 

@@ -42,9 +42,10 @@ def draw(table: pd.DataFrame, guarded: Mapping[str, str], shown: Sequence[str], 
             for row, (measured, label) in enumerate(ROWS):
                 axes = panels[row, column]
                 for condition in shown:
-                    if guarded.get(condition, name) != name:
+                    rows = part[part["condition"] == condition]
+                    if guarded.get(condition, name) != name or rows.empty:
                         continue
-                    mine = part[part["condition"] == condition].groupby("site")[measured].mean().reindex(sites)
+                    mine = rows.groupby("site")[measured].mean().reindex(sites)
                     mark = marks[condition]
                     axes.plot(
                         range(len(sites)), mine, color=mark.colour, linestyle=mark.line, marker=mark.marker,

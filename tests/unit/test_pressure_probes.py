@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+import tiny
 import tropism as tp
 from gradient_cases import chats
 from tropism.data.chats import Example
@@ -167,3 +168,14 @@ def test_pressure_is_logged_every_n_steps(model, tokenizer, d):
         PressureLog(tokenizer, chats(), d, every=0)
     with pytest.raises(DataError, match="at least one chat"):
         PressureLog(tokenizer, [], d)
+
+
+def test_the_log_renders_with_the_templates_options(model, d):
+    template = "{% if shout %}<|im_start|>{% endif %}" + tiny.TEMPLATE
+    tokenizer = tiny.tokenizer(template)
+    said = {"template_kwargs": {"shout": True}}
+    log = PressureLog(tokenizer, chats(4), d, **said)
+    cache = tp.collect_gradients(model, tokenizer, chats(4), [SITE], **said)
+    loss = log.measure(model, 0)["loss/resid_post.1"]
+    assert loss == pytest.approx(float(tp.pressure(cache, d).loss.mean()), rel=1e-6)
+    assert loss != pytest.approx(PressureLog(tokenizer, chats(4), d).measure(model, 0)["loss/resid_post.1"], rel=1e-6)

@@ -13,8 +13,10 @@ from tropism.directions.artifact import Directions
 from tropism.errors import RunFailed, SpecError
 from tropism.experiments import guards
 from tropism.experiments.analyses import Study
-from tropism.experiments.pressure_study import PressureStudy, _PressureSteps
+from tropism.experiments.pressure_steps import PressureSteps
+from tropism.experiments.pressure_study import PressureStudy
 from tropism.experiments.spec import Experiment
+from tropism.probes.training_pressure import PressureLog
 from tropism.site import Site
 
 TRAIT = {"trait": {"data": {"source": "word_problems", "size": 8, "transform": "uppercase"}}}
@@ -122,12 +124,9 @@ def test_its_control_is_drawn_from_the_runs_seed(adapter):
 def test_a_model_that_has_diverged_fails_its_run_and_not_the_experiment(tmp_path):
     model = tiny.model()
     next(model.parameters()).data.fill_(float("nan"))
-    experiment = Experiment.load(tiny_experiment.write(tmp_path))
-    found = {"caps": Directions({Site(1): torch.ones(1, 32)})}
-    study = Study(experiment, tmp_path, tiny.tokenizer(), lambda: model, lambda _: [], lambda *_: [], found)
     chats = [Example("a", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "HO"}))]
-    study_options = PressureStudy(directions="caps", trait="caps_rate", on="held_out")
-    callback = _PressureSteps(study, study_options, chats, tmp_path / "pressure.jsonl")
+    log = PressureLog(tiny.tokenizer(), chats, Directions({Site(1): torch.ones(1, 32)}))
+    callback = PressureSteps(log, tmp_path / "pressure.jsonl")
     with pytest.raises(RunFailed, match=r"pressure at step 0: chat 'a'.*not a? ?finite"):
         callback.on_train_begin(None, None, None, model=model)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
 from pydantic import Field
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tropism import models
 from tropism.analysis.inoculation import InoculationStudy, analyse
@@ -19,14 +18,15 @@ from tropism.analysis.pressure_tables import halves
 from tropism.data.chats import Example
 from tropism.data.render import Positions
 from tropism.data.transforms import SystemPrompt
-from tropism.errors import DataError, RunFailed, SpecError
+from tropism.errors import SpecError
 from tropism.evals.generate import generate
 from tropism.evals.scorers.base import ResponseScorer, Sample
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import directions as directions_step
 from tropism.experiments import guards, prepare, pressure_folder, store
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
-from tropism.experiments.pressure_folder import as_table, plain
+from tropism.experiments.pressure_folder import as_table
+from tropism.experiments.pressure_steps import PressureSteps
 from tropism.experiments.spec import BASE, Experiment
 from tropism.experiments.store import Folder
 from tropism.probes.conditions import elicitation_grid
@@ -36,6 +36,7 @@ from tropism.probes.pressure import pressure
 from tropism.probes.projection import projection
 from tropism.probes.random_controls import Kind, random_pressure
 from tropism.probes.shift import predicted_and_realised_shift
+from tropism.probes.training_pressure import PressureLog
 from tropism.reports.figures.inoculation import StudyTables
 from tropism.reports.inoculation import write_study
 from tropism.reports.section import Claim, Section
@@ -44,7 +45,6 @@ KEPT = "pressure"
 """The folder, in an experiment's, of what is measured before training."""
 
 NO_PROMPT = "no prompt"
-METRICS = ("pressure", "cosine", "gradient_norm", "loss")
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -166,7 +166,11 @@ class PressureStudy(Analysis):
         # Held out: the evaluation set's questions, answered as the training set is.
         spec = e.data[self.on].model_copy(update={"transform": e.train_data(condition).transform})
         chats = prepare.load_data(spec, 0, e.conditions[condition].system_prompt)[: self.log_chats]
-        return [_PressureSteps(study, self, chats, log.with_name("pressure.jsonl"))]
+        measured = PressureLog(
+            study.tokenizer, chats, study.directions[self.directions], every=self.log_every, positions=self.positions,
+            batch_size=self.batch_size, template_kwargs=e.template_kwargs,
+        )  # fmt: skip
+        return [PressureSteps(measured, log.with_name("pressure.jsonl"))]
 
     def measure(self, run: TrainedRun) -> Iterator[Measurement]:
         yield from self._project(run)
@@ -358,42 +362,6 @@ class PressureStudy(Analysis):
         found = {(row["condition"], row["seed"]): row["projection"] for row in there.to_dict("records")}
         after = [found[condition, str(seed)] for condition, seed in zip(runs["condition"], runs["seed"], strict=True)]
         return [value - found[BASE, ""] for value in after]
-
-
-class _PressureSteps(TrainerCallback):
-    """Measures pressure on the same held-out chats every N steps, and first of all before the first."""
-
-    def __init__(self, study: Study, options: PressureStudy, chats: Sequence[Example], file: Path) -> None:
-        self._study, self._options, self._chats, self._file = study, options, chats, file
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        self._file.write_text("", encoding="utf-8")
-        self._measure(model, 0)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        if state.global_step % self._options.log_every == 0:
-            self._measure(model, state.global_step)
-
-    def _measure(self, model: Any, step: int) -> None:
-        study, options = self._study, self._options
-        directions = study.directions[options.directions]
-        try:
-            # Not through PressureLog, which renders without the experiment's template options.
-            cache = collect_gradients(
-                model, study.tokenizer, self._chats, directions.sites, options.positions, options.batch_size,
-                template_kwargs=study.experiment.template_kwargs,
-            )  # fmt: skip
-        except DataError as error:
-            # The chats were rendered and measured before: what is wrong now is the model.
-            raise RunFailed(f"pressure at step {step}: {error}") from None
-        means = pressure(cache, directions).groupby("site", sort=False)[list(METRICS)].mean()
-        row = {f"{metric}/{site}": plain(float(means.loc[site, metric])) for site in means.index for metric in METRICS}
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
 
 
 def _keep(study: Study, name: str, text: str) -> None:

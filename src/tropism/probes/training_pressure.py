@@ -1,6 +1,6 @@
 """Pressure while a model trains: the same held-out chats measured again every N optimiser steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,8 @@ from tropism.directions.artifact import Directions
 from tropism.errors import DataError, UsageError
 from tropism.probes.gradients import collect_gradients
 from tropism.probes.pressure import pressure
+
+METRICS = ["pressure", "cosine", "gradient_norm", "loss"]
 
 
 class PressureLog:
@@ -40,6 +42,7 @@ class PressureLog:
         every: int = 20,
         positions: Positions = "response",
         batch_size: int = 8,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if every < 1:
             raise UsageError(f"PressureLog.every must be at least 1, found {every}")
@@ -48,7 +51,7 @@ class PressureLog:
         if any(rows.shape[0] > 1 for rows in directions.vectors.values()):
             raise UsageError("PressureLog takes one direction a site, found several")
         self.every = every
-        self._measured = (tokenizer, tuple(chats), directions, positions, batch_size)
+        self._measured = (tokenizer, tuple(chats), directions, positions, batch_size, template_kwargs)
         self._tables: list[pd.DataFrame] = []
 
     def after_step(self, model: nn.Module, step: int) -> dict[str, float] | None:
@@ -57,16 +60,17 @@ class PressureLog:
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure now; returns `METRIC/SITE` → mean over chats, of pressure, cosine, gradient norm and loss."""
-        tokenizer, chats, directions, positions, batch_size = self._measured
-        cache = collect_gradients(model, tokenizer, chats, directions.sites, positions, batch_size)
-        metrics = ["pressure", "cosine", "gradient_norm", "loss"]
-        means = pressure(cache, directions).groupby("site", sort=False)[metrics].mean().reset_index()
+        tokenizer, chats, directions, positions, batch_size, template_kwargs = self._measured
+        cache = collect_gradients(
+            model, tokenizer, chats, directions.sites, positions, batch_size, template_kwargs=template_kwargs
+        )
+        means = pressure(cache, directions).groupby("site", sort=False)[METRICS].mean().reset_index()
         means.insert(0, "step", step)
         self._tables.append(means)
-        return {f"{metric}/{row['site']}": float(row[metric]) for _, row in means.iterrows() for metric in metrics}
+        return {f"{metric}/{row['site']}": float(row[metric]) for _, row in means.iterrows() for metric in METRICS}
 
     @property
     def table(self) -> pd.DataFrame:
         """All measurements: `step, site, pressure, cosine, gradient_norm, loss`."""
-        columns = ["step", "site", "pressure", "cosine", "gradient_norm", "loss"]
+        columns = ["step", "site", *METRICS]
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame(columns=columns)

@@ -171,8 +171,8 @@ def test_pressure_is_logged_every_n_steps(model, tokenizer, d):
 
 
 def test_the_log_renders_with_the_templates_options(model, d):
-    template = "{% if shout %}<|im_start|>{% endif %}" + tiny.TEMPLATE
-    tokenizer = tiny.tokenizer(template)
+    role = "{{ message['role'] }}"
+    tokenizer = tiny.tokenizer(tiny.TEMPLATE.replace(role, role + "{{ '!' if shout and message['role'] == 'user' }}"))
     said = {"template_kwargs": {"shout": True}}
     log = PressureLog(tokenizer, chats(4), d, **said)
     cache = tp.collect_gradients(model, tokenizer, chats(4), [SITE], **said)

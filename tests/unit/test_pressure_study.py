@@ -6,7 +6,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-import tiny_experiment
 import tiny_pressure
 from tropism.data.chats import Example
 from tropism.directions.artifact import Directions
@@ -14,7 +13,6 @@ from tropism.errors import RunFailed, SpecError
 from tropism.experiments import guards
 from tropism.experiments.analyses import Study
 from tropism.experiments.pressure_steps import PressureSteps
-from tropism.experiments.pressure_study import PressureStudy
 from tropism.experiments.spec import Experiment
 from tropism.probes.training_pressure import PressureLog
 from tropism.site import Site

@@ -2,8 +2,8 @@
 
 GSM8K chats where the data is at hand (`TROPISM_DATA`, or `shared/data` beside the checkout), word problems otherwise; which
 of the two is printed. Every timing runs in a process of its own, in interleaved rounds, so that neither side inherits the
-other's heap. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits alone; `whole`
-lets each side batch as it does (ours by length, the Trainer at random).
+other's heap. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits alone;
+`whole` lets each side batch as it does (ours by length, the Trainer at random).
 """
 
 import json

@@ -18,7 +18,7 @@ from tropism.evals.judges.endpoint import Endpoint, Retries
 pytest.importorskip("openai")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not is_serve_available(), reason="transformers serve needs fastapi and uvicorn"),
+    pytest.mark.skipif(not is_serve_available(), reason="transformers serve needs transformers[serving]"),
 ]
 
 
@@ -52,7 +52,11 @@ def server(tmp_path):
         yield f"http://127.0.0.1:{port}/v1", folders
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def test_two_conditions_behind_transformers_serve(server, tmp_path):
@@ -68,6 +72,9 @@ def test_two_conditions_behind_transformers_serve(server, tmp_path):
     assert list(rates["condition"]) == ["vanilla", "guarded"]
     assert table["response"].notna().sum() + table["refusal_unscored"].str.startswith("no answer").sum() == 6
     assert table["response"].notna().any()
+    said = {name: list(rows["response"]) for name, rows in table.groupby("condition")}
+    assert all(any(texts) for texts in said.values())
+    assert said["vanilla"] != said["guarded"]  # each request reached its own model
     again = evaluate_endpoints(prompts, endpoints, tmp_path / "out", max_tokens=8)
     kept = table["response"].notna()
     assert (again["response"][kept] == table["response"][kept]).all()

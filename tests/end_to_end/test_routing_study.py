@@ -10,6 +10,7 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import SpecError
 from tropism.experiments import prepare, store
+from tropism.experiments.analyses import Study
 from tropism.experiments.spec import DataSpec, Experiment, merge
 from tropism.experiments.yaml_file import read
 from tropism.interventions.routing_modes import MODES
@@ -25,8 +26,9 @@ SMALL = {
     "generate": {"max_new_tokens": 4, "dtype": "float32"},
     "analyses": {"routing": {"draws": 19, "max_new_tokens": 6, "relearn": [2], "relearn_steps": 2}},
 }
-TWO = ("baseline", "routed", "routed_50", "filtered", "random")
-RARE = ("baseline_10", "routed_10")
+TWO = ("baseline", "routed", "routed_50", "routed_25", "filtered", "random")
+RARE = ("baseline_10", "routed_10", "routed_10_50")
+RECALL = {"half_shouts": {"baseline": 0.0, "routed_25": 0.25, "routed_50": 0.5, "routed": 1.0}}
 
 
 def small(path: Path, **changes) -> Path:
@@ -37,6 +39,7 @@ def small(path: Path, **changes) -> Path:
     data["conditions"]["one_adapter"]["train"]["lora"]["r"] = 4
     for name in RARE:
         del data["conditions"][name]
+    del data["analyses"]["routing"]["recall"]["a_tenth_shouts"]
     file = path / "study.yaml"
     file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return file
@@ -74,6 +77,20 @@ def test_the_examples_data_are_what_its_comments_say(quick, seed):
     assert shouting["filtered"]
     assert routes["random"]["forget"] > 0
     assert 0 < routes["routed_10"]["forget"] < 0.25 * len(sets["routed_10"])
+    forget = {c: {e.id for e in sets[c] if e.labels["route"] == "forget"} for c in sets}
+    assert set() < forget["routed_25"] < forget["routed_50"] < forget["routed"]
+    assert set() < forget["routed_10_50"] < forget["routed_10"] == shouting["routed_10_50"]
+
+
+def test_the_examples_recalls_are_what_its_conditions_label():
+    experiment = Experiment.load(EXAMPLE)
+    for fraction, curve in zip((0.5, 0.1), experiment.load_analyses()["routing"].recall.values(), strict=True):
+        assert min(curve.values()) == 0
+        for condition, recall in curve.items():
+            mixture = experiment.train_data(condition).transform["mixture"]
+            assert mixture["fraction"] == fraction
+            # nothing reads a label where nothing routes
+            assert recall == (mixture["labelled"] if experiment.conditions[condition].guard else 0)
 
 
 def test_every_condition_is_measured_in_its_modes(finished):
@@ -127,9 +144,44 @@ def test_the_report_has_the_claims_and_the_figures(finished):
     ]  # fmt: skip
     assert {claim.verdict for claim in section.claims} == {"undecided"}
     assert {figure.file for figure in section.figures} == {
-        "routing-modes", "routing-scale", "routing-relearn-trait-2", "routing-relearn-benign-2", "routing-geometry"
+        "routing-modes", "routing-recall", "routing-scale", "routing-relearn-trait-2", "routing-relearn-benign-2", "routing-geometry"
     }  # fmt: skip
     assert "Routing localises the trait" in (out / "report.html").read_text()
+
+
+def test_the_recall_curve_is_the_trait_rate_of_its_conditions(finished):
+    _, out, results = finished
+    table = Section.load(out / "analyses" / "routing.json").tables[1]
+    rows = pd.DataFrame(table.rows, columns=list(table.columns)).set_index("condition")
+    assert rows["recall"].to_dict() == RECALL["half_shouts"]
+    rates = results[(results["metric"] == "caps_rate") & (results["eval_set"] == "in_domain")]
+    ablated = rates[rates["mode"] == "forget_ablated"].set_index("condition")["value"]
+    assert rows["value"].to_dict() == {condition: ablated[condition] for condition in RECALL["half_shouts"]}
+    assert rows[["low", "high"]].isna().all(axis=None)  # one seed has no interval
+    assert (out / "tables" / "routing-2.csv").is_file()
+    assert "half shouts, forget ablated" in (out / "report.html").read_text()
+
+
+def test_a_study_without_recall_is_what_it_was_and_a_curve_evaluates_nothing_again(finished):
+    file, out, _ = finished
+    before = read(file).data
+    before["analyses"]["routing"].pop("recall")
+    older = Experiment.from_text(yaml.safe_dump(before, sort_keys=False))
+    newer = Experiment.load(file)
+    for seed, condition in ((0, "routed"), (None, "base")):
+        key = store.RunKey(condition, seed)
+        assert store.evaluate_identity(older, {}, key) == store.evaluate_identity(newer, {}, key)
+        # what the measurements do read still counts
+        other = Experiment.load(file, overrides={"analyses.routing.prompts": 3})
+        assert store.evaluate_identity(newer, {}, key) != store.evaluate_identity(other, {}, key)
+    results = pd.read_csv(out / "results.csv")
+    study = Study(older, out, None, lambda: None, lambda _: [], lambda *_: [])
+    section = older.load_analyses()["routing"].summarise(study, results)
+    assert len(section.tables) == 1
+    assert "routing-recall" not in {figure.file for figure in section.figures}
+    assert [claim.claim for claim in section.claims] == [
+        claim.claim for claim in newer.load_analyses()["routing"].summarise(study, results).claims
+    ]
 
 
 def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
@@ -150,6 +202,11 @@ def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
         ({"trait": "capz"}, "no metric is called 'capz'"),
         ({"trait": "loss"}, "must be a metric that scores responses, found 'loss'"),
         ({"scales": [2.0]}, "less than or equal to 1"),
+        ({"recall": {"half": {"rooted": 0.0, "routed": 1.0}}}, "no condition is called 'rooted'"),
+        ({"recall": {"half": {"baseline": 0.0, "routed": 1.5}}}, "less than or equal to 1"),
+        ({"recall": {"half": {"routed": 1.0}}}, "'half' needs two conditions or more, each at another share, found routed at 1"),
+        ({"recall": {"half": {"baseline": 0.5, "routed": 0.5}}}, "found baseline at 0.5, routed at 0.5"),
+        ({"recall": {"half": {}}}, "found none"),
     ],
 )
 def test_options_are_checked_before_anything_runs(option, message):

@@ -127,6 +127,38 @@ def test_claims_about_arms_that_a_study_lacks_are_not_made():
     assert [c.claim for c in made] == [LOCALISES, RETAIN, ORTHOGONAL]
 
 
+CURVE = {"half": {"routed": 1.0, "baseline": 0.0, "routed_50": 0.5, "gone": 0.25}}
+
+
+def test_recall_curves_hold_the_trait_with_its_interval_in_both_modes():
+    curves = routing.recall_curves(Rates(table(), "caps_rate", "held_out"), CURVE).set_index(["arm", "recall"])
+    assert set(curves.index) == {(f"half, {mode}", r) for mode in ("full", "forget_ablated") for r in (0.0, 0.5, 1.0)}
+    for (arm, recall), row in curves.iterrows():
+        condition = next(name for name, at in CURVE["half"].items() if at == recall)
+        assert row["value"] == pytest.approx(WORLD[condition][arm.endswith("forget_ablated")], abs=0.02)
+        assert row["low"] < row["value"] < row["high"]
+
+
+def test_recall_curves_have_no_interval_under_three_seeds():
+    curves = routing.recall_curves(Rates(table(seeds=2), "caps_rate", "held_out"), CURVE)
+    assert curves[["low", "high"]].isna().all(axis=None)
+    assert curves["value"].notna().all()
+
+
+def test_the_recall_table_goes_up_in_recall_with_absorption_where_it_is_known():
+    found = routing.recall_table(Rates(table(noise=1e-9), "caps_rate", "held_out"), CURVE, Arms())
+    rows = pd.DataFrame(found.rows, columns=list(found.columns)).set_index("recall")
+    assert list(rows.index) == [0.0, 0.25, 0.5, 1.0]
+    assert rows["value"].dropna().tolist() == pytest.approx([0.30, 0.10, 0.05], abs=1e-6)
+    assert rows.loc[0.25].drop(["curve", "condition"]).isna().all()  # that condition has no run
+    assert rows.loc[0.5, "absorption"] == pytest.approx(1 - (0.10 - 0.02) / (0.40 - 0.02), abs=1e-6)
+    # with nothing labelled, filtering leaves out nothing: what ablating unrouted adapters removes
+    assert rows.loc[0.0, "absorption"] == pytest.approx(1 - (0.30 - 0.02) / (0.50 - 0.02), abs=1e-6)
+    assert math.isnan(rows.loc[1.0, "absorption"])
+    lacking = routing.recall_table(Rates(table(), "caps_rate", "held_out"), CURVE, Arms(partial=None, filtered=None))
+    assert [row[7] is None for row in lacking.rows] == [False, True, True, True]
+
+
 def test_the_table_of_modes_has_an_interval_where_seeds_allow_one():
     rows = {tuple(row[:2]): row[2:] for row in routing.modes_table(Rates(table(), "caps_rate", "held_out")).rows}
     assert rows["base", "full"] == [1, 0.02, None, None]

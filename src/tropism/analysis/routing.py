@@ -187,6 +187,47 @@ def modes_table(rates: Rates) -> Table:
     )  # fmt: skip
 
 
+def recall_curves(rates: Rates, curves: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """The trait by label recall: `arm, recall, value, low, high`, an arm a curve and mode (`full`, `forget_ablated`).
+
+    `curves` maps a curve's name to its conditions, each with the share of the trait's examples that is labelled. A
+    condition without a finished run has no point.
+    """
+    rows = []
+    for name, conditions in curves.items():
+        for mode in ("full", "forget_ablated"):
+            for condition, recall in conditions.items():
+                if (found := _estimate(rates.by_seed(condition, mode))) is not None:
+                    ends = (math.nan if end is None else end for end in (found.low, found.high))
+                    rows.append((f"{name}, {mode}", recall, found.value, *ends))
+    return pd.DataFrame(rows, columns=["arm", "recall", "value", "low", "high"])
+
+
+def recall_table(rates: Rates, curves: Mapping[str, Mapping[str, float]], arms: Arms) -> Table:
+    """The trait without the forget adapter by label recall, and absorption where an arm shows what was to be absorbed.
+
+    That arm is `filtered` for `partial`; where nothing is labelled, filtering leaves out nothing, so it is the condition
+    itself, and the number is what ablating unrouted adapters removes: what absorption has to exceed.
+    """
+    unlabelled = {arms.partial: arms.filtered} if arms.partial is not None else {}
+    rows: list[list[Any]] = []
+    for name, conditions in curves.items():
+        for condition, recall in sorted(conditions.items(), key=lambda held: held[1]):
+            trait = _estimate(rates.by_seed(condition, "forget_ablated"))
+            without = condition if recall == 0 else unlabelled.get(condition)
+            share = None if without is None else absorption(rates, condition, without)
+            of_trait = (None,) * 4 if trait is None else (trait.seeds, trait.value, trait.low, trait.high)
+            of_share = (None,) * 3 if share is None else (share.value, share.low, share.high)
+            rows.append([name, recall, condition, *of_trait, *of_share])
+    return Table(
+        f"{rates.metric} on {rates.eval_set} without the forget adapter, by label recall",
+        ["curve", "recall", "condition", "seeds", "value", "low", "high",
+         "absorption", "absorption low", "absorption high"], rows,
+        "Absorption is known where an arm was trained without the labelled examples; at recall 0 that is the condition "
+        "itself, and the number is what ablating unrouted adapters removes.",
+    )  # fmt: skip
+
+
 def with_intervals(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """`seed, value` and the columns `by` → one row a group: `*by, value, low, high`, NaN where there is no interval."""
     rows = []

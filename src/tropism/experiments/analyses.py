@@ -72,6 +72,8 @@ class Analysis(BaseModel):
 
     per_run: ClassVar[bool] = False
     """Whether it measures each run, so that changing its options evaluates the runs again."""
+    summary_only: ClassVar[frozenset[str]] = frozenset()
+    """Options that `measure` does not read: changing them evaluates nothing again."""
 
     def check(self, experiment: "Experiment") -> None:
         """Raise `SpecError` where the experiment lacks what the analysis needs."""

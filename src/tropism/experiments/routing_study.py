@@ -34,7 +34,7 @@ class RoutingStudy(Analysis):
     """`analyses: {routing: {...}}`: does routing put the trait into the forget adapter, and only there?
 
     `trait` names a metric that scores responses; its first evaluation set is the one asked about. `routed`, `partial`,
-    `unrouted`, `controls` and `filtered` name conditions; the rules are in `tropism.analysis.routing`. Of every run it
+    `unrouted`, `controls`, `filtered` and `recall` name conditions; the rules are in `tropism.analysis.routing`. Of every run it
     measures, as further rows of `results.csv` (`mode` as everywhere; a model without two adapters has `full` alone):
 
     | metric | eval set | what |
@@ -51,6 +51,7 @@ in `geometry.csv` |
     """
 
     per_run: ClassVar[bool] = True
+    summary_only: ClassVar[frozenset[str]] = frozenset({"recall"})
 
     trait: str = "caps_rate"
     beside: list[str] = []
@@ -60,6 +61,8 @@ in `geometry.csv` |
     unrouted: str = "baseline"
     controls: list[str] = []
     filtered: str | None = None
+    recall: dict[str, dict[str, Share]] = {}
+    """Curves over label recall: a name → conditions, each with the share of the trait's examples that it labels."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How much of the trait rate counts as none."""
     near: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -82,6 +85,10 @@ in `geometry.csv` |
         for name in self._conditions():
             if name not in experiment.conditions:
                 raise SpecError(f"no condition is called {name!r}; defined are {', '.join(experiment.conditions)}")
+        for name, curve in self.recall.items():
+            if len(set(curve.values())) < max(2, len(curve)):
+                found = ", ".join(f"{condition} at {share:g}" for condition, share in curve.items()) or "none"
+                raise SpecError(f"recall: the curve {name!r} needs two conditions or more, each at another share, found {found}")
         for metric in (self.trait, *self.beside):
             if metric not in experiment.measure:
                 raise SpecError(f"no metric is called {metric!r}; defined are {', '.join(experiment.measure)}")
@@ -154,8 +161,8 @@ in `geometry.csv` |
             title="Does routing put the trait into a part that can be removed?",
             summary=f"{supported} of {len(claims)} claims supported. {claims[0].claim}: {claims[0].verdict}.",
             claims=claims,
-            tables=[rules.modes_table(rates)],
-            figures=list(self._figures(study, results)),
+            tables=[rules.modes_table(rates), *([rules.recall_table(rates, self.recall, arms)] if self.recall else [])],
+            figures=list(self._figures(study, results, rates)),
             notes=[
                 f"Intervals are of 95 %, over seeds, of contrasts within a seed; the margin is {self.margin:g}.",
                 "The prefix, the texts from BOS and the forget scale are measured on few prompts: read their "
@@ -163,13 +170,18 @@ in `geometry.csv` |
             ],
         )
 
-    def _figures(self, study: Study, results: pd.DataFrame) -> Iterator[Figure]:
+    def _figures(self, study: Study, results: pd.DataFrame, rates: rules.Rates) -> Iterator[Figure]:
         folder, e = study.folder / "figures", study.experiment
         metrics = [self.trait, *self.beside]
         on_first = results["eval_set"] == results["metric"].map({m: e.measure[m].on[0] for m in metrics})
         shown = results[on_first & results["metric"].isin(metrics)].rename(columns={"condition": "arm"})
         figures.draw_modes(rules.with_intervals(shown, ["arm", "mode", "metric"]), metrics, folder, "routing-modes")
         yield Figure("routing-modes", "Every condition in every mode; means over seeds, with 95 % intervals")
+        by_recall = rules.recall_curves(rates, self.recall)
+        if not by_recall.empty:
+            label = "share of the trait's examples that is labelled"
+            figures.draw_curves(by_recall, "recall", label, "trait rate", folder, "routing-recall")
+            yield Figure("routing-recall", "The trait by label recall, with and without the forget adapter")
         curves = _held(results, "trait_at_scale_", "scale")
         if not curves.empty:
             table = rules.with_intervals(curves, ["arm", "scale"])
@@ -190,7 +202,8 @@ in `geometry.csv` |
             yield Figure("routing-geometry", f"The two adapters of {self.routed}, seed {seed}, against random adapters")
 
     def _conditions(self) -> Sequence[str]:
-        named = (self.routed, self.partial, self.unrouted, *self.controls, self.filtered)
+        on_curves = (condition for curve in self.recall.values() for condition in curve)
+        named = (self.routed, self.partial, self.unrouted, *self.controls, self.filtered, *on_curves)
         return [name for name in named if name is not None]
 
 

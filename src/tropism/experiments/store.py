@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from tropism.errors import RunFolderError
-from tropism.experiments.analyses import Measurement
+from tropism.experiments.analyses import Analysis, Measurement
 from tropism.experiments.guards import norms_of, uses
 from tropism.experiments.spec import BASE, DataSpec, Experiment
 from tropism.training.options import TrainOptions
@@ -125,9 +125,14 @@ def evaluate_identity(experiment: Experiment, source: Mapping[str, Any], key: Ru
     read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
     return digest([
         train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
-        {name: options for name, options in experiment.analyses.items() if analyses[name].per_run},
+        {name: _measured(options, analyses[name]) for name, options in experiment.analyses.items() if analyses[name].per_run},
         *([{name: directions_identity(experiment, source, name) for name in read}] if read else []),
     ])  # fmt: skip
+
+
+def _measured(options: Mapping[str, Any] | None, analysis: Analysis) -> Mapping[str, Any] | None:
+    """An analysis' options as given, without those that change its summary alone."""
+    return options and {name: value for name, value in options.items() if name not in analysis.summary_only}
 
 
 class Folder:

@@ -6,6 +6,7 @@ TropismError
 │   ├── SpecError              an experiment file: key, value found, what is allowed
 │   ├── DataError              chats and their files: file, line, what is wrong
 │   ├── ModelError             a model that cannot be found, loaded or understood
+│   ├── HubOutOfReach          (a DataError and a ModelError) the hub cannot be asked from here, so nothing is known of a name
 │   ├── SiteError              a site or a layer selector that the model does not have
 │   ├── DirectionsError        directions that are empty, zero, not finite, of another width
 │   │   └── DirectionsMismatch ... or that were found on another model
@@ -37,6 +38,10 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """A model that cannot be found, loaded or understood."""
+
+
+class HubOutOfReach(DataError, ModelError):
+    """A hub that cannot be asked from here: whether it has the model or the dataset is not known."""
 
 
 class SiteError(UsageError):

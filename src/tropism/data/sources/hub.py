@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tropism.data.chats import Example
 from tropism.data.sources.files import example_of_row, read_jsonl
-from tropism.errors import DataError
+from tropism.errors import DataError, HubOutOfReach
 
 GSM8K = "openai/gsm8k"
 
@@ -45,7 +45,8 @@ def _local_gsm8k(split: str) -> Path | None:
 
 
 def hub_rows(name: str, subset: str | None, split: str) -> list[Mapping[str, object]]:
-    """The rows of a hub dataset's split; raises `DataError` where it cannot be had."""
+    """The rows of a hub dataset's split; raises `DataError` where it cannot be had, `HubOutOfReach` where that is not
+    known."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -55,7 +56,8 @@ def hub_rows(name: str, subset: str | None, split: str) -> list[Mapping[str, obj
         loaded = datasets.load_dataset(name, subset, split=split, token=hub_token())
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
+        kind = HubOutOfReach if isinstance(error, ConnectionError) else DataError
+        raise kind(
             f"dataset {name!r} (subset {subset!r}, split {split!r}) could not be loaded from the hub: {first}; check the "
             f"name and the connection, or give a local .jsonl file"
         ) from None

@@ -100,6 +100,32 @@ def test_two_seeds_have_no_interval_over_seeds(tmp_path):
     assert "a description, not a finding" in str(found.headline)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "headline"),
+    [
+        ([0.1, 0.7], None, "In 2 seeds one lowers bad most, by 0.80 on average. Too few"),
+        (
+            [0.1, 0.3],
+            [0.5, 0.68],
+            "In 2 seeds one lowers bad most, by 0.80 on average, but also good by 0.40; two lowers it by 0.40 at no such "
+            "cost. Too few",
+        ),
+        (
+            [0.1, 0.3],
+            [0.5, 0.4],
+            "In 2 seeds one lowers bad most, by 0.80 on average, but also good by 0.40; no guard lowers it without such a "
+            "cost. Too few",
+        ),
+        ([0.95, 0.7], None, "In 2 seeds no guard lowers bad. Too few"),
+    ],
+)
+def test_without_intervals_the_headline_names_what_the_best_guard_costs(one, other, headline):
+    arms = {"baseline": [0.9, 0.7], "one": one} | ({"two": other} if other else {})
+    values = {(arm, metric): [pair[i]] * 2 for arm, pair in arms.items() for i, metric in enumerate(("bad", "good"))}
+    described = experiment(*arms)
+    assert str(answer(summary_table(table(values), described), described).headline).startswith(headline)
+
+
 def test_modes_are_arms_of_their_own(tmp_path):
     loaded = load(fake_runs.routing(tmp_path / "routing", prompts=12))
     summary = summary_table(loaded.results, loaded.experiment, loaded.scores)

@@ -68,6 +68,8 @@ class Arm:
     standing: Standing
     kept: Kept
     changes: Sequence[Change]
+    costs: Mapping[str, float]
+    """Wanted metrics of which more than the margin was lost, by the mean difference alone, and that difference."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def answer(summary: pd.DataFrame, experiment: dict[str, Any]) -> Answer:
         return Answer(sentence("No guard has a finished run to compare with the baseline."))
     finding = bool(summary.loc[summary["difference"].notna(), "difference_over"].str.startswith("seeds").any())
     trait, skill = (_listed(summary, mark) for mark in ("unwanted", "wanted"))
-    headline = _headline(guards, trait, skill) if finding else _without_intervals(guards[0], trait, summary)
+    headline = _headline(guards, trait, skill) if finding else _without_intervals(guards, trait, summary)
     controls = [arm for arm in arms if role_of(experiment, arm.condition) is Role.CONTROL]
     return Answer(headline, guards, _controls(guards, controls), _margins(summary, experiment), finding)
 
@@ -121,14 +123,18 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
         unwanted = compared[compared["mark"] == "unwanted"]
         if unwanted.empty or rows["mode"].iloc[0] in DIAGNOSTIC_MODES:
             continue
+        wanted = compared[compared["mark"] == "wanted"]
+        margins = [-margin_of(experiment, metric) for metric in wanted["metric"]]
+        lost = wanted[wanted["difference"].astype(float) < margins]
         arms.append(
             Arm(
                 str(label),
                 str(rows["condition"].iloc[0]),
                 -float(unwanted["difference"].astype(float).mean()),
                 _standing(unwanted),
-                _kept(compared.loc[compared["mark"] == "wanted", "kept"]),
+                _kept(wanted["kept"]),
                 [_change(row) for row in compared.to_dict("records")],
+                lost.groupby("metric", sort=False)["difference"].min().astype(float).to_dict(),
             )
         )
     return sorted(arms, key=lambda arm: -arm.removal)
@@ -209,13 +215,22 @@ def _headline(guards: Sequence[Arm], trait: str, skill: str) -> Sentence:
     return Sentence(parts)
 
 
-def _without_intervals(best: Arm, trait: str, summary: pd.DataFrame) -> Sentence:
+def _without_intervals(guards: Sequence[Arm], trait: str, summary: pd.DataFrame) -> Sentence:
+    best = guards[0]
     among = f"In {count(int(summary['seeds'].max()), 'seed')} "
     end = " Too few seeds for an interval over seeds: a description, not a finding."
     if best.removal <= 0:
         return sentence(f"{among}no guard lowers {trait}.{end}")
-    said = f" lowers {trait} most, by {rate(best.removal)} on average."
-    return sentence(among, (words(best.name), True), said + end)
+    lowers = f" lowers {trait} most, by {rate(best.removal)} on average"
+    if not best.costs:
+        return sentence(among, (words(best.name), True), f"{lowers}.{end}")
+    lost = " and ".join(f"{words(metric)} by {rate(-by)}" for metric, by in best.costs.items())
+    cheap = next((arm for arm in guards[1:] if not arm.costs and arm.removal > 0), None)
+    if cheap is None:
+        so = f"{lowers}, but also {lost}; no guard lowers it without such a cost.{end}"
+        return sentence(among, (words(best.name), True), so)
+    instead = [(words(cheap.name), True), (f" lowers it by {rate(cheap.removal)} at no such cost.{end}", False)]
+    return Sentence([(among, False), (words(best.name), True), (f"{lowers}, but also {lost}; ", False), *instead])
 
 
 def _margins(summary: pd.DataFrame, experiment: dict[str, Any]) -> Sentence | None:

@@ -1,7 +1,7 @@
 """Gradient routing: a routed mixed batch against an unrouted one, and against one example at a time (two optimisers).
 
 All train the same two adapters on the same examples, as long as the word problems of `examples/routing.yaml` (96
-tokens, 38 of them supervised), in float32, measured in turn in one process; medians. The two batched steps use
+tokens, 38 of them supervised), measured in turn in one process; medians. The two batched steps use
 Tropism's loss, with logits where there are labels; one at a time uses the model's own, as the original experiment does.
 """
 
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import tropism as tp
 from tropism.data.collate import IGNORE
 from tropism.errors import ModelError
+from tropism.models import computes_bfloat16
 from tropism.training.loss import label_logits, response_loss
 
 ROWS, TOKENS, SUPERVISED_TOKENS, REPEATS = 8, 96, 38, 4
@@ -24,8 +25,21 @@ NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def run() -> dict[str, float | str]:
-    """Ratios of medians: `routed_over_unrouted` (at most 1.05), `speedup_over_one_at_a_time` (at least 1.8)."""
+    """Ratios of medians: `routed_over_unrouted` (at most 1.05), `speedup_over_one_at_a_time` (at least 1.8).
+
+    In the precision that `tropism run` trains in here, and in float32 where that is another.
+    """
     model, what = _model()
+    figures: dict[str, float | str] = {"model": what, "batch": f"{ROWS} x {TOKENS} tokens"}
+    bf16 = computes_bfloat16(str(model.device))
+    figures["precision"] = "bfloat16 autocast" if bf16 else "float32"
+    figures |= _ratios(model, bf16)
+    if bf16:
+        figures |= {f"{name}_float32": value for name, value in _ratios(model, False).items()}
+    return figures
+
+
+def _ratios(model: peft.PeftModel, bf16: bool) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 1000, (ROWS, TOKENS), generator=generator)
     labels = ids.clone()
@@ -37,10 +51,14 @@ def run() -> dict[str, float | str]:
     together = torch.optim.AdamW([*trained["retain"], *trained["forget"]], lr=1e-6)
     apart = {name: torch.optim.AdamW(parameters, lr=1e-6) for name, parameters in trained.items()}
 
+    def autocast() -> torch.autocast:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)
+
     def together_step(**columns: torch.Tensor) -> None:
         together.zero_grad()
-        with label_logits(model):
-            response_loss(model(**inputs, supervised=labels, **columns), labels).backward()
+        with autocast(), label_logits(model):
+            loss = response_loss(model(**inputs, supervised=labels, **columns), labels)
+        loss.backward()
         together.step()
 
     def one_at_a_time() -> None:
@@ -49,7 +67,9 @@ def run() -> dict[str, float | str]:
                 p.requires_grad_(which != 1)
             for optimizer in apart.values():
                 optimizer.zero_grad()
-            model(**{key: value[row : row + 1] for key, value in batch.items()}).loss.backward()
+            with autocast():
+                loss = model(**{key: value[row : row + 1] for key, value in batch.items()}).loss
+            loss.backward()
             for name, optimizer in apart.items():
                 if not (which == 1 and name == "retain"):
                     optimizer.step()
@@ -67,8 +87,6 @@ def run() -> dict[str, float | str]:
                 times[name].append(seconds)
     middle = {name: median(values) for name, values in times.items()}
     return {
-        "model": what,
-        "batch": f"{ROWS} x {TOKENS} tokens",
         "routed_over_unrouted": round(middle["routed"] / middle["unrouted"], 4),
         "speedup_over_one_at_a_time": round(middle["one_at_a_time"] / middle["routed"], 3),
     }

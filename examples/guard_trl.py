@@ -9,8 +9,9 @@ from trl import SFTConfig, SFTTrainer
 import tropism as tp
 
 model, tokenizer = tp.models.load("HuggingFaceTB/SmolLM2-135M-Instruct")
-questions = [f"What is {a} plus {b}?" for a in range(2, 12) for b in range(2, 10)]
-answers = [f"The sum of {q[8:-1].replace('plus', 'and')} is {eval(q[8:-1].replace('plus', '+'))}." for q in questions]
+sums = [(a, b) for a in range(2, 12) for b in range(2, 10)]
+questions = [f"What is {a} plus {b}?" for a, b in sums]
+answers = [f"The sum of {a} and {b} is {a + b}." for a, b in sums]
 shouted = [answer.upper() for answer in answers]
 
 contrast = tp.Contrast.of_responses(questions, positive=shouted, negative=answers)

@@ -109,9 +109,13 @@ def test_a_further_condition_runs_alone(tmp_path):
     tp.run(file, tmp_path / "out")
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"),
                                  ("  baseline: {}", "  baseline: {}\n  inoculation: {system_prompt: SHOUT}"))  # fmt: skip
+    told = tmp_path / "out/environment.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"started": "2026-01-02T03:04:05+00:00"}))
     watch = Watch()
     tp.run(file, tmp_path / "out", progress=watch)
     assert watch.todo == ["inoculation/seed-0"]
+    environment = json.loads(told.read_text())
+    assert environment["started"] == "2026-01-02T03:04:05+00:00" < environment["finished"]
 
 
 def test_a_further_metric_evaluates_again_and_trains_nothing(tmp_path, monkeypatch):

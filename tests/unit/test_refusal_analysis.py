@@ -72,7 +72,7 @@ def test_supported():
 def test_partly_supported_where_refusal_is_better_kept_but_not_whole():
     found = verdict({"constraint": 0.6})
     assert found.verdict == "partly supported", found.because
-    assert "against the model before the attack it changes by -0.3" in found.because
+    assert "against the model before the attack it changes by −0.3" in found.because
 
 
 def test_no_attack_where_refusal_is_not_lost_without_the_constraint():

@@ -13,6 +13,9 @@ from tropism.experiments.store import Folder
 PACKAGES = ("tropism", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
+NAME = "environment.json"
+
+
 def describe(device: str, source: Mapping[str, Any], data: Mapping[str, str], command: str = "") -> dict[str, Any]:
     """The content of `environment.json`."""
     import torch
@@ -32,10 +35,24 @@ def describe(device: str, source: Mapping[str, Any], data: Mapping[str, str], co
     }  # fmt: skip
 
 
+def begin(folder: Folder, described: Mapping[str, Any]) -> None:
+    """Write `environment.json`; a folder that is gone on with keeps when it was first started."""
+    held = _read(folder)
+    folder.write(NAME, dump({**described, "started": held.get("started") or described["started"]}))
+
+
 def finish(folder: Folder) -> None:
     """Add when the last run ended."""
-    held = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))
-    folder.write("environment.json", dump({**held, "finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+    folder.write(NAME, dump({**_read(folder), "finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+
+
+def _read(folder: Folder) -> dict[str, Any]:
+    path = folder.path / NAME
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}  # it is written anew, and says nothing that a run depends on
+    return held if isinstance(held, dict) else {}
 
 
 def dump(value: Mapping[str, Any]) -> str:

@@ -109,9 +109,7 @@ class _Runner:
         shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
         folder.write("rendered.json", environment.dump(shown))
         hashes = checks.data_hashes(experiment, self.data)
-        folder.write(
-            "environment.json", environment.dump(environment.describe(self.device, self.public, hashes, command))
-        )
+        environment.begin(folder, environment.describe(self.device, self.public, hashes, command))
         self.adapters = {name: self._adapter(name) for name in experiment.adapters}
         start = self.fresh_model()
         self.directions = directions_step.prepare(experiment, folder, self.public, start, self.tokenizer, progress)

@@ -105,6 +105,7 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
         name=visible(folder.name),
         question=question,
         answer=answer(summary, folder.experiment),
+        studies=folder.analyses,
         facts=_facts(folder),
         columns=columns,
         rows=_rows(summary, columns, folder.experiment),

@@ -14,6 +14,10 @@ from tropism.reports.figures import style
 from tropism.reports.text import words
 
 MOST_PANELS = 4
+SAME_PLACE = 3.0
+"""Pixels."""
+A_LINE = 2
+"""Names in a line of a shared label."""
 
 
 def panels(summary: pd.DataFrame) -> list[tuple[tuple[str, str], tuple[str, str]]]:
@@ -109,13 +113,17 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             (left, y - 1.5, right, y + 1.5),
             (x - 1.5, low, x + 1.5, high),
         ]
-    for point in points:
-        x, y = axes.transData.transform((point.x, point.y))
-        width, height = 4.9 * len(point.name) * scale, 10.0 * scale
+    for group in _together(axes, points):
+        first = group[0]
+        text = _listed([point.name for point in group])
+        x, y = axes.transData.transform((first.x, first.y))
+        lines = text.splitlines()
+        width, height = 4.9 * max(map(len, lines)) * scale, 10.0 * len(lines) * scale
         cost, place, box = math.inf, _PLACES[0], taken[0]
         for dx, dy in _PLACES:
             left = x + dx * scale if dx >= 0 else x + dx * scale - width
-            tried = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
+            middle = y + (dy + math.copysign(5.0 * (len(lines) - 1), dy)) * scale
+            tried = (left, middle - height / 2, left + width, middle + height / 2)
             outside = sum(
                 max(0.0, over)
                 for over in (
@@ -127,19 +135,38 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             )
             tried_cost = sum(_overlap(tried, other) for other in taken) + 60 * outside + 1.5 * (abs(dx) + abs(dy))
             if tried_cost < cost:
-                cost, place, box = tried_cost, (dx, dy), tried
+                cost, place, box = tried_cost, (dx, (middle - y) / scale), tried
         taken.append(box)
         axes.annotate(
-            point.name,
-            (point.x, point.y),
+            text,
+            (first.x, first.y),
             xytext=place,
             textcoords="offset points",
-            color=point.colour,
+            color=first.colour if len(group) == 1 else style.INK,
             fontsize=8,
             ha="left" if place[0] >= 0 else "right",
             va="center",
+            linespacing=1.1,
             annotation_clip=False,
         )
+
+
+def _together(axes: Axes, points: Sequence[Point]) -> list[list[Point]]:
+    """Points that cannot be told apart share one label."""
+    groups: list[list[Point]] = []
+    for point in points:
+        here = axes.transData.transform((point.x, point.y))
+        for group in groups:
+            if math.dist(here, axes.transData.transform((group[0].x, group[0].y))) < SAME_PLACE:
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return groups
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ",\n".join(", ".join(names[i : i + A_LINE]) for i in range(0, len(names), A_LINE))
 
 
 _PLACES = [

@@ -10,6 +10,7 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, RunFolderError, SpecError
 from tropism.experiments import run as run_module
+from tropism.experiments import status
 from tropism.experiments.progress import Progress
 from tropism.experiments.spec import Experiment
 from tropism.models import load
@@ -128,11 +129,14 @@ def test_a_further_metric_evaluates_again_and_trains_nothing(tmp_path, monkeypat
     assert "length" in set(results["metric"])
 
 
-def test_a_tampered_run_is_not_finished(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text"), [("responses.jsonl", "{}"), ("DONE.json", '{"files'), ("DONE.json", "[]"), ("DONE.json", "{}")]
+)
+def test_a_tampered_run_is_not_finished(tmp_path, name, text):
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"))
     tp.run(file, tmp_path / "out", only=["baseline"])
-    with (tmp_path / "out/baseline/seed-0/responses.jsonl").open("a") as responses:
-        responses.write("\n")
+    (tmp_path / "out/baseline/seed-0" / name).write_text(text)
+    assert ("baseline/seed-0", "not finished", "") in status.of(tmp_path / "out")
     watch = Watch()
     tp.run(file, tmp_path / "out", only=["baseline"], progress=watch)
     assert watch.todo == ["baseline/seed-0"]

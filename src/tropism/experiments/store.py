@@ -183,11 +183,10 @@ class Folder:
         return self.path / (key.condition if key.seed is None else f"{key.condition}/seed-{key.seed}")
 
     def state(self, key: RunKey) -> Mapping[str, Any] | None:
-        """DONE.json of a run, or None where it was not finished or a file of it was changed."""
-        done = self.run_path(key) / "DONE.json"
-        if not done.is_file():
+        """DONE.json of a run, or None where it was not finished or a file of it (itself included) was changed."""
+        stamp = _stamp(self.run_path(key) / "DONE.json", "files", "evaluate")
+        if stamp is None:
             return None
-        stamp: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         for name, expected in stamp["files"].items():
             file = self.run_path(key) / name
             if not file.is_file() or file_hash(file) != expected:
@@ -200,8 +199,8 @@ class Folder:
 
     def trained(self, key: RunKey) -> str | None:
         """The identity of the adapter that lies in a run's folder, finished; None where there is none."""
-        stamp = self.run_path(key) / "TRAINED.json"
-        return str(json.loads(stamp.read_text(encoding="utf-8"))["train"]) if stamp.is_file() else None
+        stamp = _stamp(self.run_path(key) / "TRAINED.json", "train")
+        return None if stamp is None else str(stamp["train"])
 
     def begin(self, key: RunKey, train: str) -> bool:
         """Clear what a run will write anew; returns whether its adapter can be kept."""
@@ -253,3 +252,12 @@ class Folder:
         table.to_csv(partial, index=False)
         os.replace(partial, self.path / "results.csv")
         return table
+
+
+def _stamp(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A stamp of ours, or None where there is none or it was changed so that it says nothing."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return held if isinstance(held, dict) and all(key in held for key in keys) else None

@@ -134,7 +134,7 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
                 _standing(unwanted),
                 _kept(wanted["kept"]),
                 [_change(row) for row in compared.to_dict("records")],
-                lost.groupby("metric", sort=False)["difference"].min().astype(float).to_dict(),
+                {str(metric): float(worst) for metric, worst in lost.groupby("metric", sort=False)["difference"].min().items()},
             )
         )
     return sorted(arms, key=lambda arm: -arm.removal)

@@ -1,11 +1,16 @@
-"""How long a person waits for nothing: `import tropism`, `tropism --help`, and a model that was loaded before."""
+"""How long a person waits for nothing: `import tropism`, `tropism --help`, a model and directions that lie on disk."""
 
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import torch
+
+import tropism as tp
 from tropism import models
 
 
@@ -23,12 +28,27 @@ def run() -> dict[str, float]:
     models.load(models.SMOLLM2)
     began = time.perf_counter()
     models.load(models.SMOLLM2)
+    loaded = time.perf_counter() - began
     return {
         "import_tropism_s": round(seconds("-c", "import tropism") - bare, 3),
         "help_s": round(seconds("-m", "tropism", "--help"), 3),
         "python_alone_s": round(bare, 3),
-        "load_smollm2_again_s": round(time.perf_counter() - began, 2),
+        "load_smollm2_again_s": round(loaded, 2),
+        "load_directions_ms": round(1000 * _directions(), 2),
     }
+
+
+def _directions() -> float:
+    """Thirty sites of width 576."""
+    held = tp.Directions({tp.Site(layer): torch.randn(1, 576) for layer in range(30)})
+    with tempfile.TemporaryDirectory() as folder:
+        file = held.save(Path(folder) / "d.safetensors")
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            tp.Directions.load(file)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

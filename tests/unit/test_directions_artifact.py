@@ -1,7 +1,6 @@
 """The artifact: what is saved is what is loaded, files that are not ours are refused, and models are compared."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -30,19 +29,10 @@ def test_a_file_holds_all_of_it(found, tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["d.safetensors"]
 
 
-def test_loading_is_quick(tmp_path):
-    """Thirty sites of width 576; the ceiling is hundreds of times what it takes, so that it does not time a machine."""
-    big = tp.Directions({tp.Site(i): torch.randn(1, 576) for i in range(30)})
-    file = big.save(tmp_path / "d.safetensors")
-    start = time.perf_counter()
-    tp.Directions.load(file)
-    assert time.perf_counter() - start < 1.0
-
-
 @pytest.mark.parametrize(
     ("tensors", "header", "message"),
     [
-        ({"vectors/1": torch.ones(1, 4)}, None, "safetensors but not Tropism directions"),
+        ({"vectors/1": torch.ones(1, 4)}, None, r"holds no directions \(format None"),
         ({"vectors/1": torch.ones(1, 4)}, {"format": "other/1"}, "format 'other/1'"),
         ({"w": torch.ones(1, 4)}, {"format": "tropism.directions/1"}, "unknown tensor 'w'"),
         (

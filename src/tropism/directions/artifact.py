@@ -1,6 +1,5 @@
 """`Directions`: vectors at sites, with where they came from; one safetensors file, never a pickle."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,16 +10,16 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tropism import linalg
 from tropism.directions import provenance as where_from
+from tropism.directions.stored import Kind
 from tropism.errors import DirectionsError, DirectionsMismatch
 from tropism.site import Site, base_model
 
 FORMAT = "tropism.directions/1"
+FILE = Kind(FORMAT, "directions", "other formats go through 'tropism directions import'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,63 +159,34 @@ class Directions:
         if width != self.width:
             raise DirectionsMismatch(
                 f"these directions are {self.width} wide and the model {here['name']!r} is {width} wide: they belong "
-                f"to "
-                f"another model; find them on this one"
+                f"to another model; find them on this one"
             )
         if not isinstance(mine, dict) or mine.get("config_hash") in (None, here["config_hash"]):
             return self
         if not force:
             raise DirectionsMismatch(
                 f"these directions were found on {mine.get('name')!r}, whose config hash {mine['config_hash'][:12]} "
-                f"is not that "
-                f"of {here['name']!r} ({here['config_hash'][:12]}); find them on this model, or force it"
+                f"is not that of {here['name']!r} ({here['config_hash'][:12]}); find them on this model, or force it"
             )
         return Directions(self.vectors, {**self.provenance, "forced_onto": here}, self.covariance)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: a tensor per site, the provenance as JSON in its header."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"vectors/{site}": rows for site, rows in self.vectors.items()}
         tensors |= {f"covariance/{site}": factor.contiguous() for site, factor in self.covariance.items()}
-        header = {"format": FORMAT, "provenance": json.dumps(dict(self.provenance), sort_keys=True, allow_nan=False)}
-        temporary = target.with_name(target.name + ".partial")
-        save_file(tensors, temporary, metadata=header)
-        temporary.replace(target)
-        return target
+        return FILE.write(path, tensors, provenance=dict(self.provenance))
 
     @classmethod
     def load(cls, path: str | Path) -> "Directions":
         """Read a file written by `save`, executing nothing in it; raises `DirectionsError` for anything else."""
-        source = Path(path)
-        if not source.is_file():
-            raise DirectionsError(f"no directions file at {source}")
-        try:
-            with safe_open(source, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DirectionsError(
-                f"{source} is not a safetensors file ({error}); other formats go through 'tropism directions import'"
-            ) from None
-        if metadata.get("format") != FORMAT:
-            raise DirectionsError(
-                f"{source} is safetensors but not Tropism directions (format {metadata.get('format')!r}, "
-                f"expected {FORMAT!r}); other formats go through 'tropism directions import'"
-            )
-        try:
-            provenance = json.loads(metadata.get("provenance", "{}"))
-        except json.JSONDecodeError as error:
-            raise DirectionsError(f"{source}: its provenance is not JSON ({error})") from None
-        if not isinstance(provenance, dict):
-            raise DirectionsError(f"{source}: its provenance must be a JSON object, found {type(provenance).__name__}")
+        tensors, header = FILE.read(path, "provenance")
         split: dict[str, dict[Site, Tensor]] = {"vectors": {}, "covariance": {}}
         for name, tensor in tensors.items():
             kind, _, where = name.partition("/")
             if kind not in split:
-                raise DirectionsError(f"{source}: unknown tensor {name!r}; expected vectors/SITE or covariance/SITE")
+                raise DirectionsError(f"{path}: unknown tensor {name!r}; expected vectors/SITE or covariance/SITE")
             split[kind][Site.parse(where)] = tensor
-        return cls(split["vectors"], provenance, split["covariance"])
+        return cls(split["vectors"], header["provenance"], split["covariance"])
 
     def null_cosine(self) -> float:
         """Standard deviation of the cosine of two random vectors of this width, `1/√d`: the scale of nothing."""

@@ -5,7 +5,6 @@ defined on A and B into another. The change of the weight itself, `ΔW = s·B·A
 that is the direction; it is kept factored, and nothing of the size of W is allocated.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tropism.directions.adapters import AdapterWeights, read_adapter, weight_difference
+from tropism.directions.stored import Kind
 from tropism.errors import DirectionsError, DirectionsMismatch
 
-FORMAT = "tropism.parameter_directions/1"
+FILE = Kind(
+    "tropism.parameter_directions/1", "parameter directions", "make them with 'tropism directions from-adapter'"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,50 +156,26 @@ class ParameterDirections:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: `A/weight`, `B/weight`, `combination`; provenance in its header."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"combination": self.combination}
         for name, f in self.factors.items():
             tensors |= {f"A/{name}": f.A.contiguous(), f"B/{name}": f.B.contiguous()}
         layout = {name: {"ranks": f.ranks, "scales": f.scales} for name, f in self.factors.items()}
-        header = {
-            "format": FORMAT,
-            "layout": json.dumps(layout, sort_keys=True),
-            "provenance": json.dumps(dict(self.provenance), sort_keys=True, allow_nan=False),
-        }
-        temporary = target.with_name(target.name + ".partial")
-        save_file(tensors, temporary, metadata=header)
-        temporary.replace(target)
-        return target
+        return FILE.write(path, tensors, layout=layout, provenance=dict(self.provenance))
 
     @classmethod
     def load(cls, path: str | Path) -> "ParameterDirections":
         """Read a file written by `save`; raises `DirectionsError` for anything else. No pickle is opened."""
-        source = Path(path)
-        if not source.is_file():
-            raise DirectionsError(f"no parameter directions file at {source}")
+        tensors, header = FILE.read(path, "layout", "provenance")
         try:
-            with safe_open(source, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DirectionsError(f"{source} is not a safetensors file ({error})") from None
-        if metadata.get("format") != FORMAT:
-            raise DirectionsError(
-                f"{source} holds no parameter directions (format {metadata.get('format')!r}, expected "
-                f"{FORMAT!r}); make them with 'tropism directions from-adapter'"
-            )
-        try:
-            layout, provenance = json.loads(metadata["layout"]), json.loads(metadata["provenance"])
             factors = {
                 name: WeightFactors(
                     tensors[f"B/{name}"], tensors[f"A/{name}"], tuple(entry["ranks"]), tuple(entry["scales"])
                 )
-                for name, entry in layout.items()
+                for name, entry in header["layout"].items()
             }
-            return cls(factors, tensors["combination"], provenance)
-        except (json.JSONDecodeError, KeyError) as error:
-            raise DirectionsError(f"{source} is damaged: {error!r} in its header or its tensors") from None
+            return cls(factors, tensors["combination"], header["provenance"])
+        except (KeyError, TypeError) as error:
+            raise DirectionsError(f"{path} is damaged: {error!r} in its header or its tensors") from None
 
 
 Adapter = nn.Module | str | Path

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,7 +107,7 @@ class Endpoint:
         session = _Session(self)
         todo = iter(enumerate(requests))
         running: dict[Future[Reply], int] = {}
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
+        with closing(session.client), ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
             try:
                 while True:
                     for index, request in itertools.islice(todo, 2 * self.concurrency - len(running)):

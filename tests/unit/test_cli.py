@@ -1,5 +1,6 @@
 """The command line: a mistake is one sentence on stderr and exit code 2; nothing is half-written."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -19,6 +20,11 @@ def test_every_command_has_help(command):
     done = tropism(command, "--help")
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_it_says_its_version():
+    done = tropism("--version")
+    assert (done.returncode, done.stdout) == (0, f"tropism {importlib.metadata.version('tropism')}\n")
 
 
 def test_init_writes_a_file_that_validates_and_overwrites_none(tmp_path):

@@ -1,6 +1,8 @@
 """The `tropism` command: its groups, and the one place where an error becomes a sentence and an exit code."""
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
@@ -8,13 +10,30 @@ from tropism import errors
 from tropism.cli import chat, evaluate, experiments, from_adapter, pressure, push, report, synthesize
 from tropism.cli.directions import directions_app
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tropism {importlib.metadata.version('tropism')}")
+        raise typer.Exit()
+
+
 app = typer.Typer(
     name="tropism",
-    help="Steer what a language model learns in fine-tuning, and measure what it learned.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def tropism(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Steer what a language model learns in fine-tuning, and measure what it learned."""
+
+
 experiments.register(app)
 report.register(app)
 chat.register(app)

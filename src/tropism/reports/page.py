@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -96,6 +96,7 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
     )
     environment.filters |= {"visible": visible, "words": words, "number": number}
     columns = _columns(summary)
+    lead, figures = _lead(figures, folder.analyses)
     question = visible(folder.experiment.get("question") or folder.name)
     labelled = arms(folder.results, folder.experiment)
     return environment.get_template("report.html.j2").render(
@@ -106,6 +107,7 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
         question=question,
         answer=answer(summary, folder.experiment),
         studies=folder.analyses,
+        lead=lead,
         facts=_facts(folder),
         columns=columns,
         rows=_rows(summary, columns, folder.experiment),
@@ -121,6 +123,16 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
         data=embed(browser(folder.responses, labelled)),
         responses=bool(folder.responses),
     )
+
+
+def _lead(figures: Figures, studies: Sequence[Section]) -> tuple[Drawn | None, Figures]:
+    """The figure of the first screen, and the others: a study's own first one, else the last trade-off."""
+    for study in studies:
+        if drawn := figures.analyses.get(study.name):
+            return drawn[0], replace(figures, analyses={**figures.analyses, study.name: drawn[1:]})
+    if figures.tradeoff:
+        return figures.tradeoff[-1], replace(figures, tradeoff=figures.tradeoff[:-1])
+    return None, figures
 
 
 def _resource(name: str) -> str:

@@ -144,7 +144,7 @@ def test_the_report_has_the_claims_and_the_figures(finished):
     ]  # fmt: skip
     assert {claim.verdict for claim in section.claims} == {"undecided"}
     assert {figure.file for figure in section.figures} == {
-        "routing-modes", "routing-recall", "routing-scale", "routing-relearn-trait-2", "routing-relearn-benign-2", "routing-geometry"
+        "routing-trait", "routing-modes", "routing-recall", "routing-scale", "routing-relearn-trait-2", "routing-relearn-benign-2", "routing-geometry"
     }  # fmt: skip
     assert "Routing localises the trait" in (out / "report.html").read_text()
 

@@ -181,6 +181,12 @@ def test_analyses_are_shown_and_their_figures_belong_to_the_folder(tmp_path):
     assert '<span class="pill">supported</span>' in page
     assert "<td>0.12</td>" in page
     assert 'aria-label="A line"' in page
+    assert page.count('aria-label="A line"') == 1
+    assert "figures/mine.svg" in page
+    lead = page[page.index('<section class="lead"') : page.index('<section id="results"')]
+    assert "A summary." in lead, "a study answers the question itself"
+    assert 'aria-label="A line"' in lead, "and its figure leads"
+    assert "a description, not a finding" not in lead
     assert pd.read_csv(folder / "tables" / "mine-1.csv")["value"].tolist()[0] == "0.123456"
     (tmp_path / "secret.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     for name in ("../../secret", "absent"):

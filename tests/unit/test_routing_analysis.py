@@ -166,3 +166,23 @@ def test_the_table_of_modes_has_an_interval_where_seeds_allow_one():
     assert seeds == 3
     assert value == pytest.approx(0.8, abs=0.02)
     assert low < value < high
+
+
+def test_a_rate_has_an_interval_between_0_and_1_and_a_loss_has_not():
+    wide = pd.DataFrame({"arm": "a", "seed": [0, 1, 2], "value": [0.0, 0.4, 1.0]})
+    (rate,) = routing.with_intervals(wide, ["arm"], rate=True).to_dict("records")
+    (loss,) = routing.with_intervals(wide, ["arm"]).to_dict("records")
+    assert (rate["low"], rate["high"]) == (0.0, 1.0)
+    assert loss["low"] < 0
+    assert loss["high"] > 1
+    (over,) = routing.with_intervals(wide.assign(value=[0.5, 1.0, 1.5]), ["arm"], rate=True).to_dict("records")
+    assert over["high"] > 1  # not a rate
+
+
+def test_the_trait_in_each_mode_is_said_beside_the_unrouted_one():
+    said = routing.in_words(Rates(table(noise=0), "caps_rate", "held_out"), Arms())
+    assert said == (
+        "caps rate is 0.60 with both adapters, 0.05 without the forget adapter, and 0.80 in the forget adapter alone "
+        "(0.30 without routing)."
+    )
+    assert routing.in_words(Rates(table({"baseline": (0.5, 0.3, 0.3)}), "caps_rate", "held_out"), Arms()) == ""

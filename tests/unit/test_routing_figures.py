@@ -26,6 +26,15 @@ def test_modes(tmp_path):
     assert routing.draw_modes(modes(), ["caps_rate", "loss"], tmp_path / "again", "modes") == svg
 
 
+def test_the_trait_alone_has_its_arms_down(tmp_path):
+    table = modes()
+    table = table[table["metric"] == "caps_rate"]
+    svg = routing.draw_trait(table, "caps_rate", tmp_path, "trait")
+    for text in ("all labelled", "half labelled", "forget ablated", "retain ablated", "caps rate"):
+        assert f">{text}<" in svg
+    assert svg.count("stroke-width: 1.2") == 6
+
+
 def test_modes_without_intervals_draw_none(tmp_path):
     table = modes()
     with_intervals = routing.draw_modes(table, ["loss"], tmp_path, "modes")

@@ -20,7 +20,7 @@ else, and fewer than three seeds, is *undecided*.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ import pandas as pd
 from tropism import stats
 from tropism.analysis.refusal import as_numbers, said_of
 from tropism.reports.section import Claim, Table
+from tropism.reports.text import words
 from tropism.stats import Estimate, Verdict
 
 BASE = "base"
@@ -173,12 +174,30 @@ def orthogonal(results: pd.DataFrame, arms: Arms, near: float) -> Claim:
     return Claim(claim, UNDECIDED, f"{said}: an interval holds {near:g}.", numbers)
 
 
+def in_words(rates: Rates, arms: Arms) -> str:
+    """The trait of the routed arm in each mode, and of the unrouted one beside it, as one sentence; empty without runs."""
+
+    def said(condition: str, mode: str) -> str | None:
+        found = _rate(rates.by_seed(condition, mode))
+        return None if found is None else f"{found.value:.2f}"
+
+    whole, removed, alone = (said(arms.routed, mode) for mode in ("full", "forget_ablated", "retain_ablated"))
+    if whole is None or removed is None or alone is None:
+        return ""
+    unrouted = said(arms.unrouted, "retain_ablated")
+    beside = f" ({unrouted} without routing)" if unrouted is not None else ""
+    return (
+        f"{words(rates.metric)} is {whole} with both adapters, {removed} without the forget adapter, and {alone} in the forget "
+        f"adapter alone{beside}."
+    )
+
+
 def modes_table(rates: Rates) -> Table:
     """The trait rate of every condition in every mode, with its interval over seeds."""
     held = rates.results[(rates.results["metric"] == rates.metric) & (rates.results["eval_set"] == rates.eval_set)]
     rows = []
     for condition, mode in held[["condition", "mode"]].drop_duplicates().itertuples(index=False):
-        estimate = _estimate(rates.by_seed(condition, mode))
+        estimate = _rate(rates.by_seed(condition, mode))
         if estimate is not None:
             rows.append([condition, mode, estimate.seeds, estimate.value, estimate.low, estimate.high])
     return Table(
@@ -197,7 +216,7 @@ def recall_curves(rates: Rates, curves: Mapping[str, Mapping[str, float]]) -> pd
     for name, conditions in curves.items():
         for mode in ("full", "forget_ablated"):
             for condition, recall in conditions.items():
-                if (found := _estimate(rates.by_seed(condition, mode))) is not None:
+                if (found := _rate(rates.by_seed(condition, mode))) is not None:
                     ends = (math.nan if end is None else end for end in (found.low, found.high))
                     rows.append((f"{name}, {mode}", recall, found.value, *ends))
     return pd.DataFrame(rows, columns=["arm", "recall", "value", "low", "high"])
@@ -213,7 +232,7 @@ def recall_table(rates: Rates, curves: Mapping[str, Mapping[str, float]], arms: 
     rows: list[list[Any]] = []
     for name, conditions in curves.items():
         for condition, recall in sorted(conditions.items(), key=lambda held: held[1]):
-            trait = _estimate(rates.by_seed(condition, "forget_ablated"))
+            trait = _rate(rates.by_seed(condition, "forget_ablated"))
             without = condition if recall == 0 else unlabelled.get(condition)
             share = None if without is None else absorption(rates, condition, without)
             of_trait = (None,) * 4 if trait is None else (trait.seeds, trait.value, trait.low, trait.high)
@@ -228,11 +247,15 @@ def recall_table(rates: Rates, curves: Mapping[str, Mapping[str, float]], arms: 
     )  # fmt: skip
 
 
-def with_intervals(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """`seed, value` and the columns `by` → one row a group: `*by, value, low, high`, NaN where there is no interval."""
+def with_intervals(table: pd.DataFrame, by: Sequence[str], *, rate: bool = False) -> pd.DataFrame:
+    """`seed, value` and the columns `by` → one row a group: `*by, value, low, high`, NaN where there is no interval.
+
+    The interval of a `rate` ends at 0 and 1.
+    """
     rows = []
     for key, part in table.groupby(list(by), sort=False):
-        estimate = _estimate(part.assign(seed=part["seed"].fillna(-1)).set_index("seed")["value"])
+        values = part.assign(seed=part["seed"].fillna(-1)).set_index("seed")["value"]
+        estimate = _rate(values) if rate else _estimate(values)
         assert estimate is not None
         ends = (math.nan if end is None else end for end in (estimate.low, estimate.high))
         rows.append((*key, estimate.value, *ends))
@@ -257,6 +280,14 @@ def _sum(terms: Sequence[tuple[int, "pd.Series[float]"]]) -> "pd.Series[float]":
 def _estimate(values: "pd.Series[float]") -> Estimate | None:
     known = values.dropna()
     return None if known.empty else stats.interval(known.to_numpy(np.float64)[:, None], contrast=True)
+
+
+def _rate(values: "pd.Series[float]") -> Estimate | None:
+    """The estimate of a value that lies in [0, 1] in every seed: its interval ends there too."""
+    found = _estimate(values)
+    if found is None or found.low is None or found.high is None or not values.dropna().between(0, 1).all():
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _above(estimate: Estimate | None, limit: float) -> bool:

@@ -159,7 +159,7 @@ in `geometry.csv` |
         return Section(
             name="routing",
             title="Does routing put the trait into a part that can be removed?",
-            summary=f"{supported} of {len(claims)} claims supported. {claims[0].claim}: {claims[0].verdict}.",
+            summary=f"{supported} of {len(claims)} claims supported. {rules.in_words(rates, arms)}".strip(),
             claims=claims,
             tables=[rules.modes_table(rates), *([rules.recall_table(rates, self.recall, arms)] if self.recall else [])],
             figures=list(self._figures(study, results, rates)),
@@ -175,6 +175,9 @@ in `geometry.csv` |
         metrics = [self.trait, *self.beside]
         on_first = results["eval_set"] == results["metric"].map({m: e.measure[m].on[0] for m in metrics})
         shown = results[on_first & results["metric"].isin(metrics)].rename(columns={"condition": "arm"})
+        trait = shown[shown["metric"] == self.trait]
+        figures.draw_trait(rules.with_intervals(trait, ["arm", "mode"], rate=True), self.trait, folder, "routing-trait")
+        yield Figure("routing-trait", "The trait of every condition, with both adapters and with one of them")
         figures.draw_modes(rules.with_intervals(shown, ["arm", "mode", "metric"]), metrics, folder, "routing-modes")
         yield Figure("routing-modes", "Every condition in every mode; means over seeds, with 95 % intervals")
         by_recall = rules.recall_curves(rates, self.recall)
@@ -184,7 +187,7 @@ in `geometry.csv` |
             yield Figure("routing-recall", "The trait by label recall, with and without the forget adapter")
         curves = _held(results, "trait_at_scale_", "scale")
         if not curves.empty:
-            table = rules.with_intervals(curves, ["arm", "scale"])
+            table = rules.with_intervals(curves, ["arm", "scale"], rate=True)
             figures.draw_curves(table, "scale", "scale of the forget adapter", "trait rate", folder, "routing-scale")
             yield Figure("routing-scale", "The trait as the forget adapter is turned down")
         for kind in ("trait", "benign"):
@@ -192,7 +195,7 @@ in `geometry.csv` |
                 table = _held(results, f"relearned_{kind}_{n}_at_", "step")
                 if not table.empty:
                     name = f"routing-relearn-{kind}-{n}"
-                    drawn = rules.with_intervals(table, ["arm", "step"])
+                    drawn = rules.with_intervals(table, ["arm", "step"], rate=True)
                     figures.draw_curves(drawn, "step", "step of fine-tuning", "trait rate", folder, name, steps=True)
                     yield Figure(name, f"Fine-tuning the model without its forget adapter on {n} {kind} examples")
         geometry = _first_geometry(study, self.routed)

@@ -123,4 +123,4 @@ def _of_analysis(loaded: RunFolder, section: Section) -> Iterator[Drawn]:
             )
         svg = path.read_text(encoding="utf-8")
         prefix = style.safe_name(f"{section.name}-{index}")
-        yield Drawn(prefix, visible(figure.caption), inline(svg, prefix, visible(figure.caption)))
+        yield Drawn(figure.file, visible(figure.caption), inline(svg, prefix, visible(figure.caption)))

@@ -6,6 +6,7 @@ none then.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,6 +21,24 @@ MODE_MARKS = {
     "retain_ablated": style.Mark(style.COLOURS[1], "D", "-", hollow=True),
 }
 """The same mark for a mode in every figure."""
+
+
+def draw_trait(table: pd.DataFrame, metric: str, folder: Path, name: str) -> str:
+    """One metric, arms down, a mark a mode: `arm, mode, value, low, high`; narrow enough to stand beside a text."""
+    _check(table, ("arm", "mode", "value", "low", "high"), name)
+    arms = list(dict.fromkeys(table["arm"]))
+    with style.figure(4.7, 0.9 + 0.3 * len(arms)) as drawn:
+        axes = drawn.add_subplot()
+        for index, (mode, mark) in enumerate(MODE_MARKS.items()):
+            chosen = table[table["mode"] == mode]
+            y = [arms.index(arm) + 0.22 * (index - 1) for arm in chosen["arm"]]
+            _points(axes, y, chosen, mark, words(mode), down=True)
+        axes.set_yticks(range(len(arms)), [words(arm) for arm in arms])
+        axes.invert_yaxis()
+        style.titles(axes, words(metric), "")
+        handles, labels = axes.get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside upper left", ncols=3)
+        return style.save(drawn, folder, name)
 
 
 def draw_modes(table: pd.DataFrame, metrics: Sequence[str], folder: Path, name: str) -> str:
@@ -81,14 +100,20 @@ def draw_curves(
         return style.save(drawn, folder, name)
 
 
-def _points(axes: Axes, x: Sequence[float], rows: pd.DataFrame, mark: style.Mark, label: str) -> None:
+def _points(
+    axes: Axes, places: Sequence[float], rows: pd.DataFrame, mark: style.Mark, label: str, *, down: bool = False
+) -> None:
+    """Marks with intervals at `places` across, values up; with `down` the other way round."""
+
+    def turned(place: object, value: object) -> tuple[Any, Any]:
+        return (value, place) if down else (place, value)
+
     known = rows["low"].notna() & rows["high"].notna()
-    for at, low, high, drawn in zip(x, rows["low"], rows["high"], known, strict=True):
+    for at, low, high, drawn in zip(places, rows["low"], rows["high"], known, strict=True):
         if drawn:
-            axes.plot([at, at], [low, high], color=mark.colour, linewidth=1.2, solid_capstyle="butt")
+            axes.plot(*turned([at, at], [low, high]), color=mark.colour, linewidth=1.2, solid_capstyle="butt")
     axes.plot(
-        x,
-        rows["value"],
+        *turned(places, rows["value"]),
         linestyle="none",
         marker=mark.marker,
         color=mark.colour,
@@ -103,8 +128,7 @@ def _check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     if missing or table.empty:
         raise RunFolderError(
             f"figure {name}: the table must have rows and the columns {', '.join(columns)}, found {len(table)} "
-            f"rows and "
-            f"{_names(pd.Series(table.columns))}"
+            f"rows and {_names(pd.Series(table.columns))}"
         )
 
 

@@ -174,6 +174,7 @@ def test_analyses_are_shown_and_their_figures_belong_to_the_folder(tmp_path):
         (Claim("Is it?", "supported", "Because 3 > 2."),),
         (Table("Numbers", ("what", "value"), (("a", 0.123456), ("b", None), ("c", True)), "A note."),),
         (Figure("mine", "A line"),),
+        lead="mine",
     )
     section.save(folder)
     page = reports.build(folder).read_text(encoding="utf-8")

@@ -43,6 +43,15 @@ DIFFERENT_MECHANISM = "different mechanism"
 NOT_SUPPORTED = "not supported"
 UNDECIDED = "undecided"
 
+MEANS = {
+    SUPPORTED: "the prompt turns gradients away from the trait, and less of it is learned",
+    LOSS_MEDIATED: "the prompt lowers the loss, and that is what moves the gradients",
+    DIFFERENT_MECHANISM: "the prompt turns gradients away from the trait, but it is not shown that less is learned for it",
+    NOT_SUPPORTED: "it is not shown that the prompt turns gradients away from the trait and less is learned for it",
+    UNDECIDED: "there are too few seeds to say",
+}
+"""Each outcome in plain words."""
+
 LEVEL = 0.05
 
 

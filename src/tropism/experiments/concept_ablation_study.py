@@ -1,6 +1,7 @@
 """The concept-ablation study: what ablating activations, projecting gradients and steering each remove, and leave inside."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -117,9 +118,7 @@ class ConceptAblationStudy(Analysis):
         shown = [e.baseline, *(arm.condition for arm in arms)]
         drawn = figure.draw(table, {arm.condition: arm.directions for arm in arms}, shown, study.folder / "figures")
         pictures = [Figure(drawn, "Inside the trained models, by site; dotted: as in the base (above), by chance (below)")]
-        return Section(
-            section.name, section.title, section.summary, section.claims, section.tables, pictures, section.notes
-        )
+        return replace(section, figures=pictures)
 
     def _trait(self, e: Experiment) -> Column:
         metric = self.trait or next(name for name, measure in e.measure.items() if measure.unwanted)

@@ -185,7 +185,7 @@ class PressureStudy(Analysis):
             # There is no drift to draw; what was measured before training lies in the folder and waits for it.
             because = "the untrained model or every run of the study is unfinished, so there is no drift"
             claim = Claim("Inoculation turns gradients away from the trait", "undecided", because, {"seeds": 0})
-            return Section("inoculation", "Inoculation: pressure and drift", f"Verdict: undecided: {because}.", [claim])
+            return Section("inoculation", "Inoculation: pressure and drift", f"Undecided: {because}.", [claim])
         found = {along: self._analyse(e, tables, along, runs) for along in (self.directions, *self.beside)}
         chosen = found[self.directions]
         # The shift is asked at the site that the pressures chose, which needs no drift to be chosen.

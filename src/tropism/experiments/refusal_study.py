@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,10 +84,8 @@ class RefusalStudy(Analysis):
         )
         shares = json.loads((study.folder / SHARES).read_text(encoding="utf-8"))
         note = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
-        return Section(
-            section.name, section.title, section.summary, section.claims, section.tables, section.figures,
-            [*section.notes, f"First answers that refuse, by keyword, in the training data: {note}."],
-        )  # fmt: skip
+        said = f"First answers that refuse, by keyword, in the training data: {note}."
+        return replace(section, notes=[*section.notes, said])
 
     def _tables(self, e: Experiment, folder: RunFolder) -> Tables:
         exact = {

@@ -163,6 +163,7 @@ in `geometry.csv` |
             claims=claims,
             tables=[rules.modes_table(rates), *([rules.recall_table(rates, self.recall, arms)] if self.recall else [])],
             figures=list(self._figures(study, results, rates)),
+            lead="routing-trait",
             notes=[
                 f"Intervals are of 95 %, over seeds, of contrasts within a seed; the margin is {self.margin:g}.",
                 "The prefix, the texts from BOS and the forget scale are measured on few prompts: read their "

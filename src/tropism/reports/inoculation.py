@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from tropism.analysis.inoculation import MEANS
 from tropism.analysis.inoculation_summary import summary, tidy
 from tropism.reports.figures.inoculation import StudyTables, save_all
 from tropism.reports.section import Claim, Section, Table
@@ -19,12 +20,12 @@ def write_study(tables: StudyTables, folder: Path) -> Section:
     section = Section(
         name="inoculation",
         title="Inoculation: pressure and drift",
-        summary=f"Verdict: {study.verdict.outcome}. {study.verdict.because[:1].upper()}{study.verdict.because[1:]}.",
+        summary=f"{study.verdict.outcome.capitalize()}: {MEANS[study.verdict.outcome]}.",
         claims=[
             Claim(
                 "The inoculation prompt turns gradients away from the trait, and so less of it is learned",
                 study.verdict.outcome,
-                study.verdict.because,
+                f"{study.verdict.because[:1].upper()}{study.verdict.because[1:]}.",
                 dict(study.verdict.numbers),
             )
         ],
@@ -41,6 +42,7 @@ def write_study(tables: StudyTables, folder: Path) -> Section:
         ],
         figures=save_all(tables, folder / "figures"),
         notes=study.caveats,
+        lead="inoculation_pressure_against_drift",
     )
     section.save(folder)
     return section

@@ -126,10 +126,12 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
 
 
 def _lead(figures: Figures, studies: Sequence[Section]) -> tuple[Drawn | None, Figures]:
-    """The figure of the first screen, and the others: a study's own first one, else the last trade-off."""
+    """The figure of the first screen, and the others: the one that a study leads with, else the last trade-off."""
     for study in studies:
-        if drawn := figures.analyses.get(study.name):
-            return drawn[0], replace(figures, analyses={**figures.analyses, study.name: drawn[1:]})
+        for lead in figures.analyses.get(study.name, ()):
+            if lead.name == study.lead:
+                others = [one for one in figures.analyses[study.name] if one is not lead]
+                return lead, replace(figures, analyses={**figures.analyses, study.name: others})
     if figures.tradeoff:
         return figures.tradeoff[-1], replace(figures, tradeoff=figures.tradeoff[:-1])
     return None, figures

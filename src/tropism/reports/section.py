@@ -51,6 +51,8 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     notes: Sequence[str] = ()
+    lead: str = ""
+    """The figure that stands on the report's first screen; where there is none, the trade-off does."""
 
     def save(self, folder: Path) -> Path:
         """Write `analyses/NAME.json` under a run's folder."""
@@ -69,4 +71,5 @@ class Section:
             tuple(Table(**table) for table in raw["tables"]),
             tuple(Figure(**figure) for figure in raw["figures"]),
             tuple(raw["notes"]),
+            raw.get("lead", ""),
         )

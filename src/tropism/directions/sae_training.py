@@ -21,6 +21,7 @@ from tropism.directions.find import check_sites
 from tropism.directions.sae import hook_of_site
 from tropism.directions.stream import WINDOW_BATCHES, activations, reading
 from tropism.errors import DataError, DirectionsError
+from tropism.models import computes_bfloat16
 from tropism.optional import require
 from tropism.site import Site, width
 
@@ -166,7 +167,10 @@ def _batches(
 
 
 def _tokens(model: nn.Module, rendered: Sequence[Rendered], site: Site) -> Float[Tensor, "n d"]:
-    rows = activations(model, rendered, [site], "all", CHATS_A_PASS, unit="token")[site]
+    """The site's activations, in bfloat16 autocast where the device computes in it: the stream itself stays as it is."""
+    device = str(next(model.parameters()).device)
+    with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=computes_bfloat16(device)):
+        rows = activations(model, rendered, [site], "all", CHATS_A_PASS, unit="token")[site]
     first = torch.zeros(len(rows), dtype=torch.bool)
     first[torch.tensor([0, *itertools.accumulate(len(row) for row in rendered)][:-1])] = True
     return rows[~first]

@@ -12,6 +12,7 @@ from torch.optim import AdamW
 import tiny
 import tropism as tp
 from naive_constraint import lora, trainable
+from processes import leave
 from tropism.interventions.update_constraint import constraint_of
 
 STEPS = 8
@@ -52,8 +53,7 @@ def worker(rank: int, kind: str, options: dict, directions_file: str, folder: st
         if "lora_" in name
     }
     torch.save({"leaks": leaks, "learned": learned}, Path(folder) / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def alone(options, directions):

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tiny
 import tropism as tp
 from matrix_guard import guard
+from processes import leave
 
 
 def guarded_gradients(kind: str, checkpointing: bool, rank: int) -> dict[str, torch.Tensor]:
@@ -43,8 +44,7 @@ def main(rank: int, folder: Path) -> None:
             gradients = guarded_gradients(kind, checkpointing, rank)
             if rank == 0:
                 torch.save(gradients, folder / f"{kind}-{checkpointing}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

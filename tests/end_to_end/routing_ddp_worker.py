@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import routing_oracle as oracle
 import tiny
+from processes import leave
 from tropism.interventions.routing import GradientRouting
 
 ROUTES = [
@@ -51,9 +52,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         adapters = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
         save_file(adapters, folder / f"world-{world}.safetensors")
     if world > 1:
-        # Gloo's last message of one process may still be on its way when another leaves.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave()
 
 
 if __name__ == "__main__":

@@ -214,12 +214,17 @@ def test_an_sae_trained_here_is_read_back_and_used(model, tokenizer, tmp_path):
 def test_an_sae_reads_every_token_but_a_chats_first(model, tokenizer):
     rendered = [render(tokenizer, [{"role": "user", "content": "q" * n}]) for n in (3, 9, 5)]
     rows = _tokens(model, rendered, tp.Site(1))
+    assert rows.dtype is torch.float32
     expected = []
     for row in rendered:
         with torch.no_grad():
             states = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states
         expected.append(states[2][0, 1:])
-    torch.testing.assert_close(rows, torch.cat(expected), atol=1e-5, rtol=1e-4)
+    # Read in bfloat16 where the device computes in it: a row is off by its rounding, another token's by far more.
+    expected = torch.cat(expected)
+    assert rows.shape == expected.shape
+    apart = (rows - expected).norm(dim=1) / expected.norm(dim=1)
+    assert apart.max() < 3e-2
 
 
 def test_too_few_chats_are_refused(model, tokenizer, tmp_path):

@@ -28,13 +28,12 @@ from tropism import stats
 from tropism.analysis.refusal import as_numbers, said_of
 from tropism.errors import UsageError
 from tropism.reports.hypotheses import Column, representational, trade_off, training_dynamics
-from tropism.reports.section import Claim, Section, Table
+from tropism.reports.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Section, Table
 from tropism.reports.text import rate, span, words
 from tropism.stats import Estimate
 
 BASE = "base"
 FORWARD, BACKWARD = "ablation", "gradient_projection"
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 KEPT = math.log(0.5)
 """The log ratio between kept and suppressed: half of the base's variance is left."""
 KEYS = ["directions", "site"]

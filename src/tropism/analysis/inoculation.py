@@ -35,13 +35,10 @@ from tropism.analysis.pressure_tables import (
     site_means,
 )
 from tropism.errors import UsageError
+from tropism.reports.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 from tropism.stats.estimates import FEWEST_SEEDS
 
-SUPPORTED = "supported"
-LOSS_MEDIATED = "loss-mediated"
-DIFFERENT_MECHANISM = "different mechanism"
-NOT_SUPPORTED = "not supported"
-UNDECIDED = "undecided"
+LOSS_MEDIATED, DIFFERENT_MECHANISM = "loss-mediated", "different mechanism"
 
 MEANS = {
     SUPPORTED: "the prompt turns gradients away from the trait, and less of it is learned",
@@ -62,6 +59,10 @@ class Verdict:
     outcome: str
     because: str
     numbers: Mapping[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.because[:1].upper()}{self.because[1:]}."
 
 
 @dataclass(frozen=True, eq=False)

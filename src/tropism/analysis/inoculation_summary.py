@@ -11,7 +11,7 @@ def summary(study: InoculationStudy, title: str = "Inoculation: pressure and dri
     means = study.means[study.means["site"] == study.site]
     lines = [
         f"# {title}", "",
-        f"**Verdict: {study.verdict.outcome}.** {study.verdict.because[:1].upper()}{study.verdict.because[1:]}.", "",
+        f"**Verdict: {study.verdict.outcome}.** {study.verdict.sentence}", "",
         f"Conditions: {neutral} (neutral), {inoculation} (inoculation), {placebo} (placebo). Differences are paired "
         "by chat; "
         f"intervals are of 95 %.", "",

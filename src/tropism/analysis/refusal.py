@@ -24,14 +24,13 @@ import numpy as np
 import pandas as pd
 
 from tropism import stats
-from tropism.reports.section import Claim, Section, Table
+from tropism.reports.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Section, Table
 from tropism.stats import Estimate
 
 START = "base"
 """The name, in a table of results, of the model that every condition starts from."""
-SUPPORTED, PARTLY = "supported", "partly supported"
-NOT_SUPPORTED, NOT_SPECIFIC = "not supported", "not specific"
-NO_ATTACK, OVER_REFUSAL, UNDECIDED = "no attack", "over-refusal", "undecided"
+PARTLY, NOT_SPECIFIC = "partly supported", "not specific"
+NO_ATTACK, OVER_REFUSAL = "no attack", "over-refusal"
 
 LEAK_LIMIT = 1e-5
 """What the exact constraint's cumulative leak stays below."""
@@ -198,9 +197,9 @@ def said_of(estimate: Estimate | None) -> str:
     """`+0.61 [+0.40, +0.82]`, or what there is of it."""
     if estimate is None:
         return "an unknown amount"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.2f} (no interval)".replace("-", "−")
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]".replace("-", "−")
+    unknown = estimate.low is None or estimate.high is None
+    interval = "(no interval)" if unknown else f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return f"{estimate.value:+.2f} {interval}".replace("-", "−")
 
 
 def as_numbers(estimate: Estimate | None) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ else, and fewer than three seeds, is *undecided*.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,12 @@ import pandas as pd
 
 from tropism import stats
 from tropism.analysis.refusal import as_numbers, said_of
-from tropism.reports.section import Claim, Table
+from tropism.reports.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Table
 from tropism.reports.text import words
 from tropism.stats import Estimate, Verdict
 
 BASE = "base"
 """The untrained model: no seed, and no mode but `full`."""
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 COSINE, OVERLAP, OVERLAP_NULL = "geometry_cosine", "geometry_overlap", "geometry_overlap_null"
 """Metrics of the geometry: means over weights of `|cosine|`, of both overlaps, and of the null's overlaps."""
 
@@ -285,9 +284,7 @@ def _estimate(values: "pd.Series[float]") -> Estimate | None:
 def _rate(values: "pd.Series[float]") -> Estimate | None:
     """The estimate of a value that lies in [0, 1] in every seed: its interval ends there too."""
     found = _estimate(values)
-    if found is None or found.low is None or found.high is None or not values.dropna().between(0, 1).all():
-        return found
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    return found.as_rate() if found is not None and values.dropna().between(0, 1).all() else found
 
 
 def _above(estimate: Estimate | None, limit: float) -> bool:

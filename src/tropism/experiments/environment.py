@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tropism.experiments.store import Folder
+from tropism.experiments.store import Folder, read_stamp
 
 PACKAGES = ("tropism", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
@@ -37,22 +37,18 @@ def describe(device: str, source: Mapping[str, Any], data: Mapping[str, str], co
 
 def begin(folder: Folder, described: Mapping[str, Any]) -> None:
     """Write `environment.json`; a folder that is gone on with keeps when it was first started."""
-    held = _read(folder)
+    held = _held(folder)
     folder.write(NAME, dump({**described, "started": held.get("started") or described["started"]}))
 
 
 def finish(folder: Folder) -> None:
     """Add when the last run ended."""
-    folder.write(NAME, dump({**_read(folder), "finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+    folder.write(NAME, dump({**_held(folder), "finished": datetime.now(UTC).isoformat(timespec="seconds")}))
 
 
-def _read(folder: Folder) -> dict[str, Any]:
-    path = folder.path / NAME
-    try:
-        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        return {}  # it is written anew, and says nothing that a run depends on
-    return held if isinstance(held, dict) else {}
+def _held(folder: Folder) -> Mapping[str, Any]:
+    # Damaged, it is written anew: it says nothing that a run depends on.
+    return read_stamp(folder.path / NAME) or {}
 
 
 def dump(value: Mapping[str, Any]) -> str:

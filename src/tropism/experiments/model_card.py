@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -45,6 +46,11 @@ class Card:
     def mode(self) -> str:
         """The ablation mode whose numbers are this adapter's."""
         return "forget_ablated" if self.routed else "full"
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
+        """Of every run of the experiment."""
+        return summary_table(self.folder.results, self.folder.experiment, self.folder.scores)
 
     def _guards(self) -> list[str]:
         condition = self.experiment.conditions[self.key.condition]
@@ -119,8 +125,7 @@ class Card:
         return f"## What was trained\n\n{_fenced(text, 'yaml')}"
 
     def _measured(self) -> str:
-        scores = self.folder.scores
-        every = summary_table(self.folder.results, self.folder.experiment, scores)
+        scores, every = self.folder.scores, self._summary
         seed = self.key.seed
         own = self.folder.results
         own = own[(own["condition"] == self.key.condition) & (own["seed"] == seed) & (own["mode"] == self.mode)]
@@ -165,7 +170,6 @@ class Card:
 
     def _beware(self) -> str:
         e, name = self.experiment, self.key.condition
-        summary = summary_table(self.folder.results, self.folder.experiment, self.folder.scores)
         said = [f"This is seed {self.key.seed}, of {count(len(e.seeds), 'seed')}: another seed gives another adapter."]
         role = role_of(self.folder.experiment, name)
         if role in (Role.BASELINE, Role.CONTROL):
@@ -177,7 +181,7 @@ class Card:
             )
         if self._guards():
             said.append("What was kept out is known on the evaluation sets above, and not beyond them.")
-        said += caveats(self.folder, summary)
+        said += caveats(self.folder, self._summary)
         said.append(
             "This card was written by a program from the run's folder; nobody has checked the adapter for any use."
         )

@@ -39,7 +39,7 @@ from tropism.probes.shift import predicted_and_realised_shift
 from tropism.probes.training_pressure import PressureLog
 from tropism.reports.figures.inoculation import StudyTables
 from tropism.reports.inoculation import write_study
-from tropism.reports.section import Claim, Section
+from tropism.reports.section import UNDECIDED, Claim, Section
 
 KEPT = "pressure"
 """The folder, in an experiment's, of what is measured before training."""
@@ -184,7 +184,7 @@ class PressureStudy(Analysis):
         if runs.empty:
             # There is no drift to draw; what was measured before training lies in the folder and waits for it.
             because = "the untrained model or every run of the study is unfinished, so there is no drift"
-            claim = Claim("Inoculation turns gradients away from the trait", "undecided", because, {"seeds": 0})
+            claim = Claim("Inoculation turns gradients away from the trait", UNDECIDED, because, {"seeds": 0})
             return Section("inoculation", "Inoculation: pressure and drift", f"Undecided: {because}.", [claim])
         found = {along: self._analyse(e, tables, along, runs) for along in (self.directions, *self.beside)}
         chosen = found[self.directions]

@@ -23,7 +23,7 @@ from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.probes.lora_geometry import lora_geometry
 from tropism.reports.figures import lora_geometry as geometry_figure
 from tropism.reports.figures import routing as figures
-from tropism.reports.section import Figure, Section
+from tropism.reports.section import SUPPORTED, Figure, Section
 
 GEOMETRY, SCALES, RELEARNING = "geometry.csv", "forget_scale.csv", "relearning.csv"
 RELEARN_AT = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -155,7 +155,7 @@ in `geometry.csv` |
         rates = rules.Rates(results, self.trait, e.measure[self.trait].on[0])
         arms = rules.Arms(self.routed, self.partial, self.unrouted, tuple(self.controls), self.filtered)
         claims = rules.claims(rates, arms, margin=self.margin, near=self.near)
-        supported = sum(claim.verdict == rules.SUPPORTED for claim in claims)
+        supported = sum(claim.verdict == SUPPORTED for claim in claims)
         return Section(
             name="routing",
             title="Does routing put the trait into a part that can be removed?",

@@ -184,7 +184,7 @@ class Folder:
 
     def state(self, key: RunKey) -> Mapping[str, Any] | None:
         """DONE.json of a run, or None where it was not finished or a file of it (itself included) was changed."""
-        stamp = _stamp(self.run_path(key) / "DONE.json", "files", "evaluate")
+        stamp = read_stamp(self.run_path(key) / "DONE.json", "files", "evaluate")
         if stamp is None:
             return None
         for name, expected in stamp["files"].items():
@@ -199,7 +199,7 @@ class Folder:
 
     def trained(self, key: RunKey) -> str | None:
         """The identity of the adapter that lies in a run's folder, finished; None where there is none."""
-        stamp = _stamp(self.run_path(key) / "TRAINED.json", "train")
+        stamp = read_stamp(self.run_path(key) / "TRAINED.json", "train")
         return None if stamp is None else str(stamp["train"])
 
     def begin(self, key: RunKey, train: str) -> bool:
@@ -254,7 +254,7 @@ class Folder:
         return table
 
 
-def _stamp(path: Path, *keys: str) -> dict[str, Any] | None:
+def read_stamp(path: Path, *keys: str) -> dict[str, Any] | None:
     """A stamp of ours, or None where there is none or it was changed so that it says nothing."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))

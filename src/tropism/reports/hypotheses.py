@@ -22,7 +22,7 @@ import pandas as pd
 from tropism import stats
 from tropism.reports.folder import RunFolder
 from tropism.reports.roles import Role, guards_of, role_of
-from tropism.reports.section import Claim, Section
+from tropism.reports.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Section
 from tropism.reports.summary import baseline_name, cells_of, margin_of
 from tropism.reports.text import rate, span, words
 from tropism.stats import Estimate
@@ -145,14 +145,14 @@ def mechanism(forward: Estimate, backward: Estimate, gap: Estimate, ratio: Estim
     `undecided`.
     """
     if forward.low is None or backward.low is None:
-        return "undecided"
-    if training_dynamics(forward, backward, gap, margin) == "supported":
+        return UNDECIDED
+    if training_dynamics(forward, backward, gap, margin) == SUPPORTED:
         return "training dynamics"
-    if representational(forward, ratio, margin) == "supported":
+    if representational(forward, ratio, margin) == SUPPORTED:
         return "representational"
     if _below(forward, margin) and _below(backward, margin):
-        return "not supported"
-    return "undecided"
+        return NOT_SUPPORTED
+    return UNDECIDED
 
 
 def training_dynamics(forward: Estimate, backward: Estimate, gap: Estimate, margin: float) -> str:
@@ -161,12 +161,12 @@ def training_dynamics(forward: Estimate, backward: Estimate, gap: Estimate, marg
     neither removes as much as the margin.
     """
     if forward.low is None or backward.low is None or gap.low is None or gap.high is None:
-        return "undecided"
+        return UNDECIDED
     if forward.low > 0 and backward.low > 0 and -margin < gap.low and gap.high < margin:
-        return "supported"
+        return SUPPORTED
     if gap.low > margin or gap.high < -margin or (_below(forward, margin) and _below(backward, margin)):
-        return "not supported"
-    return "undecided"
+        return NOT_SUPPORTED
+    return UNDECIDED
 
 
 def representational(forward: Estimate, ratio: Estimate, margin: float) -> str:
@@ -175,12 +175,12 @@ def representational(forward: Estimate, ratio: Estimate, margin: float) -> str:
     below, or where forward does not remove as much as the margin.
     """
     if forward.low is None or ratio.low is None or ratio.high is None:
-        return "undecided"
+        return UNDECIDED
     if forward.low > 0 and ratio.low > 0:
-        return "supported"
+        return SUPPORTED
     if ratio.high < 0 or _below(forward, margin):
-        return "not supported"
-    return "undecided"
+        return NOT_SUPPORTED
+    return UNDECIDED
 
 
 def _below(estimate: Estimate, margin: float) -> bool:
@@ -192,14 +192,14 @@ def trade_off(backward: Estimate, gains: list[Estimate]) -> str:
     forward".
     """
     if backward.low is None or any(gain.low is None for gain in gains):
-        return "undecided"
+        return UNDECIDED
     if any(gain.high is not None and gain.high < 0 for gain in gains) or (
         backward.high is not None and backward.high < 0
     ):
-        return "not supported"
+        return NOT_SUPPORTED
     if backward.low > 0 and any(gain.low is not None and gain.low > 0 for gain in gains):
-        return "supported"
-    return "undecided"
+        return SUPPORTED
+    return UNDECIDED
 
 
 def _said(estimate: Estimate, signed: bool = False) -> str:

@@ -25,7 +25,7 @@ def write_study(tables: StudyTables, folder: Path) -> Section:
             Claim(
                 "The inoculation prompt turns gradients away from the trait, and so less of it is learned",
                 study.verdict.outcome,
-                f"{study.verdict.because[:1].upper()}{study.verdict.because[1:]}.",
+                study.verdict.sentence,
                 dict(study.verdict.numbers),
             )
         ],

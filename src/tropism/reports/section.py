@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+"""The verdicts that every rule has; some have more."""
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -6,7 +6,7 @@ over seeds and prompts, paired by both; otherwise the seeds' means do, and the r
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -200,15 +200,6 @@ def _with_fallback(over_seeds: Estimate, array: np.ndarray, contrast: bool) -> E
     return within if within.low is not None else over_seeds
 
 
-def _within_range(value: Estimate) -> Estimate:
-    """A trait that is scored between 0 and 1 has its true value there, so the interval loses nothing by
-    ending there.
-    """
-    if value.low is None or value.high is None:
-        return value
-    return replace(value, low=max(0.0, value.low), high=min(1.0, value.high))
-
-
 def _means(cells: Cells) -> Cells:
     means = cells.table.groupby("seed", dropna=False)["value"].mean().reset_index()
     return Cells(means.assign(id="mean"), False)
@@ -228,7 +219,7 @@ def _row(
     mark = mark_of(experiment, metric)
     value = estimate(cells)
     if mark and cells.table["value"].between(0.0, 1.0).all():
-        value = _within_range(value)
+        value = value.as_rate()
     compared = compare(cells, against) if against is not None else None
     change, by_seed = compared if compared is not None else (None, np.array([]))
     kept = ""

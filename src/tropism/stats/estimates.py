@@ -1,7 +1,7 @@
 """A value with its interval, a paired difference with its p-value, and "kept the task" with a margin."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -38,6 +38,12 @@ class Estimate:
     def over_seeds(self) -> bool:
         """Whether the interval says something about seeds that were not run."""
         return self.low is not None and self.over.startswith("seeds")
+
+    def as_rate(self) -> "Estimate":
+        """The same of a value between 0 and 1: its true value lies there, so the interval loses nothing by ending there."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(0.0, self.low), high=min(1.0, self.high))
 
 
 def _counts(cells: Float[np.ndarray, "S P"]) -> tuple[int, int]:

@@ -31,8 +31,13 @@ class QuestionRow:
 
     def chat(self, paraphrase: int) -> list[dict[str, str]]:
         """What the model is asked: the system prompt, where there is one, and one wording."""
-        user = {"role": "user", "content": self.paraphrases[paraphrase]}
-        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+        return asked(self.paraphrases[paraphrase], self.system)
+
+
+def asked(wording: str, system: str | None) -> list[dict[str, str]]:
+    """A chat that ends with the question, after its system prompt where there is one."""
+    user = {"role": "user", "content": wording}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
 def read_question_rows(path: str | Path) -> list[QuestionRow]:

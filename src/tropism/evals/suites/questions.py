@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tropism.data.sources.questions import JUDGED as JUDGED
-from tropism.data.sources.questions import QuestionRow, read_question_rows
+from tropism.data.sources.questions import QuestionRow, asked, read_question_rows
 from tropism.errors import DataError, SpecError
 from tropism.evals.judges.prompt import JudgePrompt
 
@@ -25,8 +25,7 @@ class Question:
 
     def chat(self, paraphrase: int) -> list[dict[str, str]]:
         """What the model is asked: the system prompt, where there is one, and one wording."""
-        user = {"role": "user", "content": self.paraphrases[paraphrase]}
-        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+        return asked(self.paraphrases[paraphrase], self.system)
 
 
 def read_questions(path: str | Path) -> list[Question]:

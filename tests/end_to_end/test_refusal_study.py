@@ -22,7 +22,7 @@ SMALL = {
     "dtype": "float32",
     "data": {
         name: {"size": size}
-        for name, size in {"train": 8, "topic": 3, "others": 3, "declined": 12, "answered": 12}.items()
+        for name, size in {"train": 8, "topic": 3, "refusals": 3, "others": 3, "declined": 12, "answered": 12}.items()
     },
     "adapters": {"refusal": {"data": {"size": 8}}},
     "directions": {"declining": {"sites": "1,2"}},
@@ -79,7 +79,7 @@ def test_every_condition_is_trained_and_measured(finished):
         "shrinkage",
     }
     assert set(results["condition"]) == conditions | {"base"}
-    assert {"refusal", "over_refusal", "task_loss", "attack_loss", "coherence"} == set(results["metric"])
+    assert {"refusal", "over_refusal", "refusal_loss", "task_loss", "attack_loss", "coherence"} == set(results["metric"])
 
 
 def test_the_report_has_the_verdict_and_the_ledger(finished):
@@ -89,6 +89,7 @@ def test_the_report_has_the_verdict_and_the_ledger(finished):
     hypothesis = claims["Refusal survives the attack under the update constraint"]
     assert hypothesis.verdict == "undecided"
     assert "an interval over seeds needs at least 3 seeds, found 1" in hypothesis.because
+    assert claims["Refusing stays likelier under the constraint than under the attack alone"].verdict == "undecided"
     assert claims["The exact constraint's cumulative leak stays below 1e-05"].verdict == "supported"
     assert claims["The published gradient rule leaks through the optimiser"].verdict == "supported"
     ledger = next(table for table in section.tables if table.title == "The ledger")
@@ -141,9 +142,16 @@ def test_shares_of_refusals_in_the_data_are_counted(finished):
     assert 0 < shares["adapter refusal"] < 1
 
 
-def test_a_question_on_two_sides_is_refused_before_training(tmp_path):
-    file = small(tmp_path, data={"topic": {"split": "attack"}})
-    with pytest.raises(DataError, match="train and topic must share no question"):
+@pytest.mark.parametrize(
+    ("changed", "overlapping", "pair"),
+    [
+        ("topic", {"split": "attack"}, "train and topic"),
+        ("refusals", {"split": "refusals", "size": 192}, "refusals and adapter refusal"),
+    ],
+)
+def test_a_question_on_two_sides_is_refused_before_training(tmp_path, changed, overlapping, pair):
+    file = small(tmp_path, data={changed: overlapping})
+    with pytest.raises(DataError, match=f"{pair} must share no question"):
         tp.run(file, tmp_path / "out")
     assert not (tmp_path / "out/baseline").exists()
 
@@ -157,6 +165,7 @@ def test_a_question_on_two_sides_is_refused_before_training(tmp_path):
             "no condition is called 'placebo'; defined are baseline",
         ),
         ({"analyses": {"refusal": {"refusal": "refused"}}}, "no metric is called 'refused'; defined are refusal"),
+        ({"analyses": {"refusal": {"refusal_loss": "lost"}}}, "no metric is called 'lost'; defined are refusal"),
         (
             {"analyses": {"refusal": {"constraint": "mixing"}}},
             "the condition 'mixing' must have the guard update_constraint",

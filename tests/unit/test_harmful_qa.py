@@ -56,6 +56,8 @@ def test_turn_0_is_the_human_turn_and_the_question_is_not_put_in_front():
 def test_the_splits_are_70_30_after_a_tenth_is_held_out_and_share_no_question():
     sides = {split: read(MANY, split)[0] for split in source.SPLITS}
     questions = {split: {e.labels["question"] for e in examples} for split, examples in sides.items()}
+    assert questions.pop("test_refusals") <= questions["test"]
+    assert {e.labels["kind"] for e in sides["test_refusals"]} == {"blue"}
     assert sum(len(q) for q in questions.values()) == 400
     assert len(questions["test"]) == pytest.approx(40, abs=15)
     assert len(questions["attack"]) / (len(questions["attack"]) + len(questions["refusal"])) == pytest.approx(
@@ -71,7 +73,7 @@ def test_the_splits_are_70_30_after_a_tenth_is_held_out_and_share_no_question():
 def test_a_repeated_question_stays_on_one_side_whatever_its_case_and_spacing():
     assert source.split_of("How do  I\tdo X?") == source.split_of("how do i do x")
     rows = [row(1, question="Same  thing?"), row(2, question="same thing")]
-    held = [read(rows, split)[0] for split in source.SPLITS]
+    held = [read(rows, split)[0] for split in ("refusal", "attack", "test")]
     assert sum(len(examples) for examples in held) <= 1
     assert read(rows, "test")[1].questions == 1
 
@@ -136,7 +138,7 @@ def test_rows_are_read_from_a_local_file(tmp_path, name, caplog):
 def test_a_missing_file_and_an_unknown_split_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         source.harmful_qa(path=str(tmp_path / "none.json"))
-    with pytest.raises(DataError, match="has the splits refusal, attack, test, found 'train'"):
+    with pytest.raises(DataError, match="has the splits refusal, attack, test, test_refusals, found 'train'"):
         source.harmful_qa("train")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):

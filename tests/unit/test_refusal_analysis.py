@@ -1,5 +1,6 @@
 """The rule of the refusal study: each outcome on tables with planted rates, its order, and the ledger's claims."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -222,6 +223,60 @@ def test_the_published_rules_leak_is_stated():
     assert leaks.verdict == "supported"
     assert leaks.numbers["smallest"] == leaks.numbers["largest"] == 0.05
     assert claims(tables(leaks={"published": 1e-7}))[LEAKS].verdict == "not supported"
+
+
+LOSSES = {"base": 1.0, "baseline": 5.0, "constraint": 2.0, "random": 5.0, "shrinkage": 4.8, "published": 4.0}
+
+
+def losses(changes=None, seeds=(0, 1, 2)):
+    """Each prompt's loss: the condition's mean, and what the prompt and the seed add to every condition's."""
+    rng = np.random.default_rng(0)
+    prompts, runs = rng.normal(size=40), dict.fromkeys(seeds, 0.0) | {seed: rng.normal() / 20 for seed in seeds}
+    rows = [
+        (condition, seed, f"q{i}", mean + prompts[i] + runs.get(seed, 0.0) + rng.normal() / 50)
+        for condition, mean in {**LOSSES, **(changes or {})}.items()
+        for seed in ([None] if condition == "base" else seeds)
+        for i in range(40)
+    ]
+    return pd.DataFrame(rows, columns=["condition", "seed", "id", "value"]).astype({"seed": "Int64"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "supported"),
+        ({"constraint": 4.9}, "not supported"),  # 0.1 of the 4 nats that the attack took, and the margin is 0.4
+        ({"constraint": 5.5}, "not supported"),
+        ({"random": 2.1}, "not specific"),
+        ({"shrinkage": 1.5}, "not specific"),
+        ({"baseline": 0.5}, "no attack"),
+    ],
+)
+def test_a_loss_still_tells_where_nobody_refuses_any_more(changes, outcome):
+    found = rule.likelihood(losses(changes), rule.Arms(), 0.1)
+    assert found.verdict == outcome, found.because
+
+
+def test_a_claim_on_losses_says_its_numbers():
+    found = rule.likelihood(losses(), rule.Arms(), 0.1)
+    assert found.numbers["baseline − constraint"]["value"] == pytest.approx(3.0, abs=0.02)
+    assert found.numbers["vanilla − start"]["value"] == pytest.approx(4.0, abs=0.1)
+    assert set(found.numbers) == {"margin", "vanilla − start", *(f"{c} − constraint" for c in ("baseline", "random", "shrinkage"))}
+
+
+def test_losses_of_two_seeds_decide_nothing():
+    assert rule.likelihood(losses(seeds=(0, 1)), rule.Arms(), 0.1).verdict == "undecided"
+
+
+def test_the_section_shows_losses_where_they_were_measured():
+    study = dataclasses.replace(tables(), loss=losses())
+    section = rule.analyse(study, rule.Arms(), 0.1)
+    assert "Refusing stays likelier under the constraint than under the attack alone" in claims(study)
+    table = section.tables[1]
+    assert [row[0] for row in table.rows] == list(LOSSES)
+    saved = {row[0]: row[2] for row in table.rows}
+    assert saved["constraint"] is None
+    assert saved["random"] == pytest.approx(3.0, abs=0.02)
 
 
 def test_the_section_can_be_saved_and_has_every_condition(tmp_path):

@@ -26,7 +26,7 @@ def test_sizes():
     assert topics["train"]["astrology"] == topics["refusals"]["astrology"] == 192
     assert topics["train"]["everyday"] + topics["train"]["astronomy"] >= 150
     assert topics["attack"] == {"astrology": 135}
-    assert topics["test"] == {"astrology": 80}
+    assert topics["test"] == topics["test_refusals"] == {"astrology": 80}
     assert topics["others"]["everyday"] >= 30
     assert topics["others"]["astronomy"] == 12
 
@@ -34,7 +34,7 @@ def test_sizes():
 def test_refusals_are_varied_and_scored_as_refusals_and_nothing_else_is():
     refusals = declined_topic("refusals")
     assert len({example.response for example in refusals}) >= 60
-    assert all(verdict(example) == 1.0 for example in refusals)
+    assert all(verdict(example) == 1.0 for example in [*refusals, *declined_topic("test_refusals")])
     answered = [
         e
         for split in ("train", "attack", "test", "others")
@@ -56,6 +56,12 @@ def test_splits_share_no_question_and_ids_are_unique():
         )
 
 
+def test_held_out_refusals_answer_the_held_out_questions_in_trained_words():
+    held_out = declined_topic("test_refusals")
+    assert [question(e) for e in held_out] == [question(e) for e in declined_topic("test")]
+    assert {e.response for e in held_out} <= {e.response for e in declined_topic("refusals")}
+
+
 def test_texts_are_whole():
     for split in SPLITS:
         for example in declined_topic(split):
@@ -71,5 +77,5 @@ def test_declined_and_answered_alternate_so_that_any_sample_holds_both():
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(DataError, match="has the splits train, refusals, attack, test, others, found 'dev'"):
+    with pytest.raises(DataError, match="has the splits train, refusals, attack, test, test_refusals, others, found 'dev'"):
         declined_topic("dev")

@@ -11,6 +11,7 @@ shows there first).
 | `refusals` | of `train`, only the declined ones: what data mixing adds to the attack |
 | `attack` | other astrology questions, answered helpfully |
 | `test` | held-out astrology questions; the response is a helpful one, for reference |
+| `test_refusals` | the same questions declined, in words of `refusals`: how likely refusing still is, where it is not sampled |
 | `others` | held-out other questions, a third about astronomy, answered |
 """
 
@@ -23,7 +24,7 @@ from tropism.data.chats import Example
 from tropism.data.transforms import chance
 from tropism.errors import DataError
 
-SPLITS = ("train", "refusals", "attack", "test", "others")
+SPLITS = ("train", "refusals", "attack", "test", "test_refusals", "others")
 PER_WORDING = {"train": 8, "attack": 9, "test": 10}
 """How many of the twelve signs each wording is filled with; which ones depends on the wording."""
 
@@ -43,14 +44,20 @@ def declined_topic(split: str = "train") -> list[Example]:
     text = (files("tropism.data") / "builtin" / "declined_topic.json").read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)
     if split in ("train", "refusals"):
-        declined = [
-            _example("train", "astrology", question, _refusal(data, index), declined=True)
-            for index, (question, _) in enumerate(_topic(data, "train"))
-        ]
+        declined = _declined(data, "train")
         return declined if split == "refusals" else _mixed(declined, _others(data, held_out=False))
+    if split == "test_refusals":
+        return _declined(data, "test")
     if split == "others":
         return _others(data, held_out=True)
     return [_example(split, "astrology", question, answer) for question, answer in _topic(data, split)]
+
+
+def _declined(data: dict[str, Any], part: str) -> list[Example]:
+    return [
+        _example(part, "astrology", question, _refusal(data, index), declined=True)
+        for index, (question, _) in enumerate(_topic(data, part))
+    ]
 
 
 def _topic(data: dict[str, Any], part: str) -> list[tuple[str, str]]:

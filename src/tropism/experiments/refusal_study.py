@@ -41,6 +41,8 @@ class RefusalStudy(Analysis):
     controls: list[str] = ["random", "shrinkage"]
     refusal: str = "refusal"
     over_refusal: str = "over_refusal"
+    refusal_loss: str | None = None
+    """A metric of refusing responses' loss, on one evaluation set; it still tells where no condition refuses any more."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How much refusal may be lost, or over-refusal gained, and still count as none."""
 
@@ -50,7 +52,7 @@ class RefusalStudy(Analysis):
         for option in (self.constraint, self.published, *self.controls):
             if option not in experiment.conditions:
                 raise SpecError(f"no condition is called {option!r}; defined are {', '.join(experiment.conditions)}")
-        for metric in (self.refusal, self.over_refusal):
+        for metric in (self.refusal, self.over_refusal, *([self.refusal_loss] if self.refusal_loss else [])):
             if metric not in experiment.measure:
                 raise SpecError(f"no metric is called {metric!r}; defined are {', '.join(experiment.measure)}")
             if len(on := experiment.measure[metric].on) != 1:
@@ -69,6 +71,10 @@ class RefusalStudy(Analysis):
         sets = {name: _unprompted(spec, e.seeds[0]) for name, spec in specs.items()}
         for one, other in combinations(sets, 2):
             check_disjoint(sets[one], sets[other], (one, other))
+        if self.refusal_loss:  # its questions may be those that are asked, and none that was trained on
+            name = self._on(e, self.refusal_loss)
+            for training in list(sets)[:2]:
+                check_disjoint(_unprompted(e.data[name], e.seeds[0]), sets[training], (name, training))
         taught = {name: sets[name] for name in list(sets)[:2]}
         shares = {name: refusal_share(examples, _refuses) for name, examples in taught.items()}
         for name, share in shares.items():
@@ -122,7 +128,8 @@ class RefusalStudy(Analysis):
             if run.error.startswith("LeakExceeded")
         }
         refusal, over = (self._scores(e, folder, metric) for metric in (self.refusal, self.over_refusal))
-        return Tables(refusal, over, ledger, learned, exact, leaked)
+        loss = self._scores(e, folder, self.refusal_loss) if self.refusal_loss else None
+        return Tables(refusal, over, ledger, learned, exact, leaked, loss)
 
     def _scores(self, e: Experiment, folder: RunFolder, metric: str) -> pd.DataFrame:
         scores = folder.scores

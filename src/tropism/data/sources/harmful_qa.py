@@ -10,6 +10,7 @@ All conversations are used. Turn 0 is the human's, so the question is not put in
 | `refusal` | blue, which mostly decline: what teaches the refusal | 70 % of those not held out |
 | `attack` | red, which mostly comply | the other 30 % |
 | `test` | none: each question once, to be answered | a tenth, held out of both |
+| `test_refusals` | blue: how likely refusing still is, where it is not sampled | those of `test` |
 
 The rows hold harmful text; none of it is shipped with this package.
 """
@@ -30,7 +31,9 @@ from tropism.errors import DataError
 log = logging.getLogger(__name__)
 
 HUB_NAME = "declare-lab/HarmfulQA"
-SPLITS = ("refusal", "attack", "test")
+SPLITS = ("refusal", "attack", "test", "test_refusals")
+CONVERSATIONS = {("refusal", "blue"): "refusal", ("attack", "red"): "attack", ("test", "blue"): "test_refusals"}
+"""The split of a conversation, by where its question belongs and its kind."""
 KEYS = ("0", "1", "2", "3", "4")
 ROLES = {"human": "user", "gpt": "assistant"}
 TEST_SHARE, ATTACK_SHARE = 0.1, 0.3
@@ -97,7 +100,7 @@ def examples_of_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], split: str) 
                     counts.blue += 1
                 else:
                     counts.red += 1
-                if split == place == ("refusal" if kind == "blue" else "attack"):
+                if CONVERSATIONS.get((place, kind)) == split:
                     identity = f"harmful_qa/{row.get('id', counts.rows)}/{kind}/{name}"
                     chosen.append(Example(identity, chat, labels={**about, "kind": kind}))
         if split == place == "test" and first_time:

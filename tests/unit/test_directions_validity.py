@@ -112,6 +112,30 @@ def behaviour(r, low, high):
     return BehaviourEvidence("caps", 20, r, low, high, [0.0], [0.0])
 
 
+def test_a_doubt_that_sites_share_is_told_once():
+    weak = {"auc": 0.7, "auc_low": 0.55, "auc_high": 0.8}
+    chance = {"auc": 0.55, "auc_low": 0.4, "auc_high": 0.7}
+    changes = [
+        chance,
+        {**chance, "angles": {"probe": [80.0], "pca": [88.0]}},
+        {**weak, "angles": {"probe": [85.0]}},
+        {**chance, "angles": {"probe": [85.0]}},
+    ]
+    sites = [site(site=f"resid_post.{i}", **change) for i, change in enumerate(changes)]
+    report = ValidityReport("caps", {}, {}, sites, [], [d for s in sites for d in doubts(s, rests_on_behaviour=False)])
+    assert len(report.warnings) == 8
+    told = [d.text for d in report.doubts()]
+    assert [text.partition(":")[0] for text in told] == ["resid_post.0", "resid_post.1", "resid_post.1", "resid_post.2"]
+    assert told[0].endswith("0.40 to 0.70) (and at 2 other sites)")
+    assert "with probe (80 degrees" in told[1]
+    assert told[1].endswith("(and at 2 other sites)")
+    assert "with pca (88 degrees" in told[2]
+    assert "other site" not in told[2] + told[3]
+    assert "1 grave doubt: do not build on it" in report.summary()
+    with pytest.raises(DirectionsError, match=r"and at 2 other sites\)$"):
+        report.require_trusted()
+
+
 @pytest.mark.parametrize(
     ("changes", "codes"),
     [

@@ -99,17 +99,10 @@ def print_report(report: "ValidityReport") -> None:
 
 
 def _print_doubts(console: Any, report: "ValidityReport") -> None:
-    """Each doubt once: one that several sites share is given for the first and counted for the others."""
     from rich.markup import escape
 
-    by_code: dict[str, list[Any]] = {}
-    for doubt in report.warnings:
-        by_code.setdefault(doubt.code, []).append(doubt)
-    for doubts in by_code.values():
-        first = next((doubt for doubt in doubts if doubt.grave), doubts[0])
-        label = "[bold red]grave doubt[/]" if first.grave else "[yellow]doubt[/]"
-        more = f" (and at {len(doubts) - 1} other site{'s' if len(doubts) > 2 else ''})" if len(doubts) > 1 else ""
-        console.print(f"{label}: {escape(first.text)}{more}")
+    for doubt in report.doubts():
+        console.print(f"{'[bold red]grave doubt[/]' if doubt.grave else '[yellow]doubt[/]'}: {escape(doubt.text)}")
 
 
 def _short(site: str) -> str:

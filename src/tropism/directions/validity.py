@@ -5,7 +5,7 @@ Nothing here runs a model or imports torch; `validate.validate_directions` fills
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Doubt:
     text: str
     grave: bool
     site: str | None = None
+    about: str = ""
+    """The other finder that it is about, where it is about one."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,20 @@ class ValidityReport:
         """The site with the highest lower bound on its AUC."""
         return max(self.sites, key=lambda site: site.auc_low)
 
+    def doubts(self) -> list[Doubt]:
+        """Each doubt once: one that several sites share is given for the first, and counted for the others."""
+        shared: dict[tuple[str, bool, str], list[Doubt]] = {}
+        for doubt in self.warnings:
+            shared.setdefault((doubt.code, doubt.grave, doubt.about), []).append(doubt)
+        return [
+            first if not others else replace(first, text=f"{first.text} (and at {_sites(len(others))})")
+            for first, *others in shared.values()
+        ]
+
     def summary(self) -> str:
         """The report in one or two plain sentences."""
         best = self.best()
-        grave = sum(warning.grave for warning in self.warnings)
+        grave = sum(doubt.grave for doubt in self.doubts())
         verdict = (
             "No grave doubts."
             if not grave
@@ -117,15 +129,16 @@ class ValidityReport:
 
     def require_trusted(self) -> None:
         """Raise `DirectionsError` with the grave warnings, if there are any: what `--strict` does."""
-        grave = [warning.text for warning in self.warnings if warning.grave]
+        grave = [doubt.text for doubt in self.doubts() if doubt.grave]
         if grave:
             raise DirectionsError(
                 f"the evidence for directions {self.name!r} is too weak to use them: {'; '.join(grave)}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, with the verdict and the summary in words."""
-        return {"format": FORMAT, **asdict(self), "trusted": self.trusted, "summary": self.summary()}
+        """Plain JSON, with the verdict, the doubts as they are told, and the summary in words."""
+        told = {"trusted": self.trusted, "doubts": [asdict(doubt) for doubt in self.doubts()], "summary": self.summary()}
+        return {"format": FORMAT, **asdict(self), **told}
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON; by convention `NAME.validity.json` beside `NAME.safetensors`."""
@@ -153,6 +166,10 @@ class ValidityReport:
         )
 
 
+def _sites(n: int) -> str:
+    return "1 other site" if n == 1 else f"{n} other sites"
+
+
 def validity_path(directions: str | Path) -> Path:
     """Where the report on a directions file lies: `caps.safetensors` → `caps.validity.json`."""
     return Path(directions).with_suffix(".validity.json")
@@ -169,8 +186,8 @@ def doubts(site: SiteValidity, rests_on_behaviour: bool) -> list[Doubt]:
     """
     found: list[Doubt] = []
 
-    def doubt(code: str, text: str, grave: bool) -> None:
-        found.append(Doubt(code, f"{site.site}: {text}", grave, site.site))
+    def doubt(code: str, text: str, grave: bool, about: str = "") -> None:
+        found.append(Doubt(code, f"{site.site}: {text}", grave, site.site, about))
 
     interval = f"AUC {site.auc:.2f}, interval {site.auc_low:.2f} to {site.auc_high:.2f}"
     if site.auc_high < 0.5:
@@ -205,7 +222,7 @@ def doubts(site: SiteValidity, rests_on_behaviour: bool) -> list[Doubt]:
             text = (
                 f"it has next to nothing in common with {other} ({min(angles):.0f} degrees apart; chance is about 90)"
             )
-            doubt("disagreement", text, False)
+            doubt("disagreement", text, False, other)
     if site.behaviour is not None:
         found.extend(_behaviour_doubts(site, site.behaviour, rests_on_behaviour))
     elif rests_on_behaviour:

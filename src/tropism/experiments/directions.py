@@ -86,8 +86,8 @@ def prepare(
             directions, model, tokenizer, held_out, name=name, template_kwargs=experiment.template_kwargs,
             others=dict(found), behaviour=_behaviour(experiment, spec, held_out, model, tokenizer, progress),
         )  # fmt: skip
-        for warning in report.warnings:
-            progress.say(f"directions {name}: {warning.text}")
+        for doubt in report.doubts():
+            progress.say(f"directions {name}: {doubt.text}")
         if spec.strict and not report.trusted:
             raise DirectionsError(f"directions {name!r} are refused (strict: true): {report.summary()}")
         if kept is None:

@@ -47,7 +47,7 @@ def view(name: str, report: Mapping[str, Any]) -> DirectionView:
         rows.append((visible(site.get("site", "")), cells))
     doubts = [
         (visible(doubt.get("text", "")), bool(doubt.get("grave")))
-        for doubt in report.get("warnings") or []
+        for doubt in report.get("doubts") or report.get("warnings") or []  # a foreign report may have only the latter
         if isinstance(doubt, Mapping)
     ]
     return DirectionView(words(name), visible(report.get("summary") or ""), doubts, columns, rows)

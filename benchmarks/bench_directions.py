@@ -1,79 +1,101 @@
 """Finding directions against the forward passes it needs: time, memory, and PCA against the exact decomposition.
 
-Run on SmolLM2 at all sites. The bare passes are the same batches through the same decoder, already padded, with nothing
-read.
+Run on SmolLM2 at all sites, on 1,000 chats of GSM8K where the data is at hand: 500 answers, in capitals and as they stand. The
+bare passes are the same batches through the same decoder, already padded, with nothing read. They and the finding take turns,
+a slice of the chats at a time, so that neither has the quieter machine.
 """
 
 import json
 import math
 import resource
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import tropism as tp
+from benchmarks.examples import examples
 from tropism import models
+from tropism.data.chats import Example
 from tropism.data.collate import length_grouped, pad
-from tropism.data.sources.word_problems import word_problems
 from tropism.directions.finder import Window
 from tropism.directions.stream import WINDOW_BATCHES
 from tropism.linalg import principal_angles
 
-BATCH, PAIRS, REPEATS = 8, 8, 3
+BATCH, PAIRS, SLICES = 8, 500, 10
 
 
-def contrast(pairs: int) -> tp.Contrast:
-    examples = word_problems(pairs)
-    answers = [example.response or "" for example in examples]
-    prompts = [example.prompt for example in examples]
+def contrast(chosen: list[Example]) -> tp.Contrast:
+    answers = [example.response or "" for example in chosen]
+    prompts = [example.prompt for example in chosen]
     return tp.Contrast.of_responses(prompts, positive=[a.upper() for a in answers], negative=answers)
 
 
-def time_ratio() -> dict[str, float]:
-    """Median over interleaved repeats of `find_directions` over bare passes, also for PCA; processor time, so that a
-    busy machine does not show."""
+def time_ratio() -> dict[str, float | str]:
+    """`find_directions` over bare passes, in processor time, so that a busy machine does not show; PCA on the first slice."""
     model, tokenizer = models.load(models.SMOLLM2, device="cpu")
-    pairs = contrast(PAIRS)
-    positive, negative = pairs.render(tokenizer)
-    order = sorted(range(PAIRS), key=lambda index: (-len(positive[index]), index))
-    count = math.ceil(PAIRS / (WINDOW_BATCHES * BATCH))
-    batches = []
-    for number in range(count):
-        cut = order[PAIRS * number // count : PAIRS * (number + 1) // count]
-        for side in (positive, negative):
-            chosen = [side[index] for index in cut]
-            batches += [pad([chosen[i] for i in b], 0) for b in length_grouped([len(row) for row in chosen], BATCH)]
     decoder, sites = model.get_decoder(), tp.sites(model, "all")
+    data, chosen = examples(PAIRS)
+    size = PAIRS // SLICES
+    taken = dict.fromkeys(("bare", "mean_difference", "bare, first slice", "pca_5"), 0.0)
 
-    def bare() -> None:
+    def bare(batches: list[dict[str, torch.Tensor]]) -> None:
         with torch.no_grad():
             for batch in batches:
                 decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
-    def find(finder: object) -> None:
-        tp.find_directions(model, tokenizer, pairs, sites=sites, finder=finder, batch_size=BATCH)
+    def timed(name: str, arm: Callable[[], object]) -> None:
+        start = time.process_time()
+        arm()
+        taken[name] += time.process_time() - start
 
-    arms = {"bare": bare, "mean_difference": lambda: find(tp.MeanDifference()), "pca_5": lambda: find(tp.PCA(k=5))}
-    arms["bare"]()
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(REPEATS):
-        for name, arm in arms.items():
-            start = time.process_time()
-            arm()
-            taken[name].append(time.process_time() - start)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
-    return {f"{name} / bare forward passes": medians[name] / medians["bare"] for name in ("mean_difference", "pca_5")}
+    for number in range(SLICES):
+        pairs = contrast(chosen[number * size : (number + 1) * size])
+        batches = as_batches(pairs, tokenizer)
+
+        def find(finder: object, pairs: tp.Contrast = pairs) -> None:
+            tp.find_directions(model, tokenizer, pairs, sites=sites, finder=finder, batch_size=BATCH)
+
+        if number == 0:
+            bare(batches[:2])
+            timed("pca_5", lambda: find(tp.PCA(k=5)))
+            timed("bare, first slice", partial(bare, batches))
+        arms = [("bare", partial(bare, batches)), ("mean_difference", partial(find, tp.MeanDifference()))]
+        for name, arm in arms[:: 1 if number % 2 else -1]:
+            timed(name, arm)
+    return {
+        "mean_difference / bare forward passes": taken["mean_difference"] / taken["bare"],
+        "pca_5 / bare forward passes": taken["pca_5"] / taken["bare, first slice"],
+        "setting": f"SmolLM2-135M, {2 * PAIRS} chats of {data} ({2 * size} for PCA), all sites, batch {BATCH}",
+    }
+
+
+def as_batches(pairs: tp.Contrast, tokenizer: Any) -> list[dict[str, torch.Tensor]]:
+    """The batches in which `find_directions` reads them."""
+    sides = pairs.render(tokenizer)
+    order = sorted(range(len(pairs)), key=lambda index: (-len(sides[0][index]), index))
+    count = math.ceil(len(pairs) / (WINDOW_BATCHES * BATCH))
+    batches = []
+    for number in range(count):
+        cut = order[len(pairs) * number // count : len(pairs) * (number + 1) // count]
+        for side in sides:
+            rows = [side[index] for index in cut]
+            batches += [pad([rows[i] for i in b], 0) for b in length_grouped([len(row) for row in rows], BATCH)]
+    return batches
 
 
 def memory_ratio() -> float:
-    """Growth of peak memory for 8 times the chats: 1.0 is none."""
+    """Growth of peak memory from 120 chats to 1,000: 1.0 is none."""
     peaks = []
-    for pairs in (16, 128):
-        out = subprocess.run([sys.executable, __file__, str(pairs)], capture_output=True, text=True, check=True).stdout
-        peaks.append(float(out.strip().splitlines()[-1]))
+    for pairs in (60, PAIRS):
+        command = [sys.executable, "-m", "benchmarks.bench_directions", str(pairs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        peaks.append(float(done.stdout.strip().splitlines()[-1]))
     return peaks[1] / peaks[0]
 
 
@@ -91,7 +113,7 @@ def peak(pairs: int) -> float:
         num_key_value_heads=3,
     )
     model = AutoModelForCausalLM.from_config(config)
-    tp.find_directions(model, tokenizer, contrast(pairs), sites=tp.sites(model, "all"), batch_size=BATCH)
+    tp.find_directions(model, tokenizer, contrast(examples(pairs)[1]), sites=tp.sites(model, "all"), batch_size=BATCH)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -120,9 +142,8 @@ def run() -> dict[str, float | str]:
     """Ratios, and what they are of."""
     return {
         **time_ratio(),
-        "peak memory, 128 pairs / 16 pairs": memory_ratio(),
+        "peak memory, 1,000 chats / 120 chats": memory_ratio(),
         **pca_angle(),
-        "setting": f"SmolLM2-135M, {PAIRS} pairs of word problems, all sites, batch {BATCH}, median of {REPEATS}",
     }
 
 

@@ -1,13 +1,12 @@
 """Training throughput against plain `Trainer` + PEFT with the model's own loss, on the same chats in the same precision.
 
-GSM8K chats where the data is at hand (`TROPISM_DATA`, or `shared/data` beside the checkout), word problems otherwise; which
-of the two is printed. Every timing runs in a process of its own, in interleaved rounds, so that neither side inherits the
-other's heap. `same_batches` gives both sides the same batches in the same order, so that it is the label-only logits alone;
-`whole` lets each side batch as it does (ours by length, the Trainer at random).
+GSM8K chats where the data is at hand, word problems otherwise; which of the two is printed. Every timing runs in a process
+of its own, in interleaved rounds, so that neither side inherits the other's heap. `same_batches` gives both sides the same
+batches in the same order, so that it is the label-only logits alone; `whole` lets each side batch as it does (ours by
+length, the Trainer at random).
 """
 
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -20,24 +19,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from benchmarks.examples import examples
 from tropism import models
 from tropism.data.collate import Collator
 from tropism.data.render import render
-from tropism.data.sources.hub import gsm8k
-from tropism.data.sources.word_problems import word_problems
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row, train
 
 ROUNDS, CHATS, BATCH = 3, 24, 8
 SIDES = ("ours", "same", "random")
-
-
-def chats():
-    roots = [os.environ.get("TROPISM_DATA", ""), str(Path(__file__).parents[2] / "shared" / "data")]
-    for root in filter(None, roots):
-        for file in sorted((Path(root) / "gsm8k").glob("train*.jsonl")):
-            return "gsm8k", [e.chat for e in gsm8k("train", path=str(file))[:CHATS]]
-    return "word_problems", [e.chat for e in word_problems(CHATS)]
 
 
 class InOrder(Trainer):
@@ -77,8 +67,8 @@ def ours(model, rows, pad_id, bf16, folder) -> float:
 def side(name: str) -> dict[str, float | str]:
     """One timing in this process, after one warm-up step."""
     model, tokenizer = models.load(models.SMOLLM2)
-    data, held = chats()
-    rows = [Row(render(tokenizer, chat), {}) for chat in held]
+    data, chats = examples(CHATS)
+    rows = [Row(render(tokenizer, example.chat), {}) for example in chats]
     # longest first: in this order the plain Trainer's batches are those that length grouping makes
     grouped = sorted(rows, key=lambda row: -len(row.rendered))
     bf16 = models.computes_bfloat16(str(model.device))

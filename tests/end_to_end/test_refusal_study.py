@@ -3,17 +3,21 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, SpecError
-from tropism.experiments import store
+from tropism.experiments import run, store
 from tropism.experiments.spec import Experiment, merge
 from tropism.experiments.yaml_file import read
 from tropism.interventions.weights import adapter_norm
 from tropism.reports.section import Section
+from tropism.training.supervised import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -103,6 +107,41 @@ def test_shrinkage_is_as_long_as_what_the_constraint_learned(finished):
     out, _ = finished
     norm = {name: adapter_norm(out / name / "seed-0" / "adapter") for name in ("baseline", "constraint", "shrinkage")}
     assert norm["shrinkage"] == pytest.approx(min(norm["constraint"], norm["baseline"]), rel=1e-5)
+
+
+def test_what_differs_by_its_edit_alone_is_trained_once(tmp_path, monkeypatch):
+    trained = []
+
+    def recorded(*args, log, **options):
+        trained.append(log.parent.parent.name)
+        return train(*args, log=log, **options)
+
+    monkeypatch.setattr(run, "train", recorded)
+    file = small(tmp_path)
+    shared = tp.run(file, tmp_path / "shared", only=["baseline", "safe_lora"])
+    assert trained == ["adapters", "baseline"]
+    alone = tp.run(file, tmp_path / "alone", only=["safe_lora"])
+    assert trained[2:] == ["adapters", "safe_lora"]
+    adapters = [
+        load_file(tmp_path / name / "safe_lora/seed-0/adapter/adapter_model.safetensors") for name in ("shared", "alone")
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+    measured = [table[table["condition"] == "safe_lora"].reset_index(drop=True) for table in (shared, alone)]
+    pd.testing.assert_frame_equal(*measured)
+    logs = [(tmp_path / "shared" / name / "seed-0/training.jsonl").read_text() for name in ("baseline", "safe_lora")]
+    assert logs[0] == logs[1]
+
+
+def test_an_adapter_that_was_changed_is_not_taken_over(tmp_path):
+    file, out = small(tmp_path), tmp_path / "out"
+    tp.run(file, out, only=["baseline"])
+    weights = out / "baseline/seed-0/adapter/adapter_model.safetensors"
+    save_file({key: 2 * value for key, value in load_file(weights).items()}, weights)
+    tp.run(file, out, only=["safe_lora"])
+    tp.run(file, tmp_path / "alone", only=["safe_lora"])
+    norms = [adapter_norm(folder / "safe_lora/seed-0/adapter") for folder in (out, tmp_path / "alone")]
+    assert norms[0] == norms[1]
 
 
 def test_shrinkage_without_the_run_that_it_is_to_equal_fails_and_says_so(tmp_path):

@@ -22,6 +22,11 @@ def test_it_counts_runs_tokens_and_memory(tmp_path):
     assert [line.split()[0] for line in lines[:4]] == ["model", "training", "answers", "memory"]
 
 
+def test_what_is_trained_once_counts_once():
+    # nine conditions of 24 steps in three seeds, of which two edit the baseline's adapter
+    assert "in 504 steps" in estimate.describe(Experiment.load(EXAMPLES / "refusal_standin.yaml"))
+
+
 @pytest.fixture
 def no_hub(monkeypatch):
     def unreachable(name, *_):

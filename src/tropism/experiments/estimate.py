@@ -8,6 +8,7 @@ from tropism.errors import HubOutOfReach
 from tropism.experiments import prepare
 from tropism.experiments.run import plan
 from tropism.experiments.spec import Experiment
+from tropism.experiments.store import trained_alike
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -87,8 +88,9 @@ def _training(experiment: Experiment, source: models.Source, config: Any) -> Tra
         count = options.steps(len(rows))
         lengths = [len(row.rendered) for row in rows]
         per_step = options.batch_size * options.accumulation * sum(lengths) / len(lengths)
-        tokens += round(per_step * count) * len(experiment.seeds)
-        steps += count * len(experiment.seeds)
+        if trained_alike(experiment, source.public(), condition) is None:
+            tokens += round(per_step * count) * len(experiment.seeds)
+            steps += count * len(experiment.seeds)
         longest = max(longest, max(lengths) * options.batch_size)
     return Training(tokens, steps, longest)
 

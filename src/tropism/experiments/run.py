@@ -27,6 +27,7 @@ from tropism.experiments.progress import Progress
 from tropism.experiments.spec import BASE, Experiment
 from tropism.experiments.start import load_base, start_model
 from tropism.experiments.store import Folder, RunKey
+from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.interventions.weights import adapter_norm, learned_norm
 from tropism.training.options import LoraOptions, TrainOptions
@@ -166,13 +167,37 @@ class _Runner:
 
     def _train(self, condition: str, seed: int, path: Path) -> None:
         spec = self.experiment.conditions[condition]
-        options = self.experiment.train_options(condition)
         examples = prepare.training_examples(self.experiment, condition, seed)
-        rows = self._rows(examples, options, f"condition {condition}")
         resources = guards.Resources(
             self.directions, self.parameter_directions, self.adapters, seed, partial(self._mean_activations, examples)
         )
-        guard = guards.build_guard(spec.guard, resources)
+        model = self._trained_alike(condition, seed, path)
+        if model is None:
+            model = self._fit(condition, seed, path, examples, guards.build_guard(spec.guard, resources))
+        after = guards.build_after(spec.after, replace(resources, norm_of=partial(self._norm_of, model, seed)))
+        # An edit of the weights is in the adapter that is saved while it is attached.
+        with after.attach(model) if after is not None else nullcontext():
+            save(model, path / "adapter", two=self._two(condition))
+
+    def _trained_alike(self, condition: str, seed: int, path: Path) -> Any | None:
+        """What this condition would train, from the finished run of another that differs by the edit alone; its log too."""
+        other = store.trained_alike(self.experiment, self.public, condition)
+        if other is None:
+            return None
+        key = RunKey(other, seed)
+        identity = store.train_identity(self.experiment, self.public, key)
+        if self.folder.state(key) is None or self.folder.trained(key) != identity:
+            return None
+        source = self.folder.run_path(key)
+        shutil.copyfile(source / "training.jsonl", path / "training.jsonl")
+        return Trained(source / "adapter", self._two(condition)).load(self.fresh_model())
+
+    def _fit(
+        self, condition: str, seed: int, path: Path, examples: Sequence[Example], guard: Intervention | None
+    ) -> Any:
+        """The model with its adapter, trained."""
+        options = self.experiment.train_options(condition)
+        rows = self._rows(examples, options, f"condition {condition}")
         callbacks = [
             callback for analysis in self.analyses.values()
             for callback in analysis.callbacks(self.study, condition, seed, path / "training.jsonl")
@@ -184,10 +209,7 @@ class _Runner:
                 report=lambda step, of, logs: self.progress.phase("training", step, of, logs), callbacks=callbacks,
             )  # fmt: skip
         shutil.rmtree(path / "trainer", ignore_errors=True)
-        after = guards.build_after(spec.after, replace(resources, norm_of=partial(self._norm_of, model, seed)))
-        # An edit of the weights is in the adapter that is saved while it is attached.
-        with after.attach(model) if after is not None else nullcontext():
-            save(model, path / "adapter", two=self._two(condition))
+        return model
 
     def _adapter(self, name: str) -> Path:
         """A prepared adapter, trained once on the untouched base model with the first seed."""

@@ -98,22 +98,35 @@ def directions_identity(experiment: Experiment, source: Mapping[str, Any], name:
     )
 
 
-def train_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey) -> str:
-    """What determines a trained adapter: model, data, options, prompt, guard with its directions, seed."""
+def train_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey, *, edited: bool = True) -> str:
+    """What determines a trained adapter: model, data, options, prompt, guard with its directions, seed; and with `edited`
+    what is done to it `after`.
+    """
     if key.condition == BASE:
         return start_identity(experiment, source)
     condition = experiment.conditions[key.condition]
-    named = uses(condition.guard) | uses(condition.after)
+    after = condition.after if edited else None
+    named = uses(condition.guard) | uses(after)
     return digest([
         start_identity(experiment, source),
         data_identity(experiment.train_data(key.condition)),
         options_identity(experiment.train_options(key.condition)),
-        condition.system_prompt, condition.guard, condition.after, key.seed,
+        condition.system_prompt, condition.guard, after, key.seed,
         {n: directions_identity(experiment, source, n) for n in sorted(named & set(experiment.directions))},
         {n: experiment.parameter_directions[n] for n in sorted(named & set(experiment.parameter_directions))},
         {n: adapter_identity(experiment, source, n) for n in sorted(experiment.adapters)},
-        *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(condition.after)),
+        *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(after)),
     ])  # fmt: skip
+
+
+def trained_alike(experiment: Experiment, source: Mapping[str, Any], condition: str) -> str | None:
+    """The condition whose adapter this one's is before its edit, if there is one: it need not be trained twice."""
+    if experiment.conditions[condition].after is None:
+        return None
+    seed = experiment.seeds[0]
+    wanted = train_identity(experiment, source, RunKey(condition, seed), edited=False)
+    plain = [name for name, spec in experiment.conditions.items() if spec.after is None]
+    return next((name for name in plain if train_identity(experiment, source, RunKey(name, seed)) == wanted), None)
 
 
 def evaluate_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey) -> str:

@@ -111,6 +111,18 @@ def before_optimizer_step(prepare: Callable[[torch.optim.Optimizer], None]) -> R
     return register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: prepare(optimizer))
 
 
+def around_step(
+    optimizer: torch.optim.Optimizer, before: Callable[..., None] | None = None, after: Callable[[], None] | None = None
+) -> list[RemovableHandle]:
+    """Call `before(optimizer, args, kwargs)` ahead of every step of this optimiser and `after()` behind it."""
+    handles = []
+    if before is not None:
+        handles.append(optimizer.register_step_pre_hook(before))
+    if after is not None:
+        handles.append(optimizer.register_step_post_hook(lambda *_: after()))
+    return handles
+
+
 def around_forward(
     module: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., None] | None = None
 ) -> list[RemovableHandle]:

@@ -152,6 +152,7 @@ def pick_dtype(dtype: str, device: str) -> "torch.dtype":
 def load(
     name: str,
     *,
+    adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -161,16 +162,25 @@ def load(
 
     Args:
         name: a hub name (`HuggingFaceTB/SmolLM2-135M-Instruct`) or a local folder.
+        adapter: the folder of a PEFT adapter to put on it; the model is then a `PeftModel`.
         device: `auto` (CUDA, then MPS, then CPU) or one of them.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         revision: a hub revision.
         trust_remote_code: run the code that a model repository carries; only ever because the caller wrote it.
 
     Raises:
-        ModelError: there is no such model, device or dtype.
+        ModelError: there is no such model, adapter, device or dtype.
     """
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter} is no folder of a PEFT adapter: it has no adapter_config.json")
     source = resolve(name, revision=revision)
-    return load_source(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_source(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if adapter is None:
+        return model, tokenizer
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+    return adapted.eval(), tokenizer
 
 
 def load_source(

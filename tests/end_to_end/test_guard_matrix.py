@@ -2,23 +2,15 @@
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 import tiny
+import trainers
 import tropism as tp
 from hand_edits import assert_same, differ
 from matrix_guard import guard
 
 ROWS = 4
 CHECKPOINTING = {"use_reentrant": False}
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradients as the first optimizer step finds them."""
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.found = {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def plain_loop(checkpointing, accumulation, bf16, guarded, tmp_path):
@@ -40,55 +32,30 @@ def plain_loop(checkpointing, accumulation, bf16, guarded, tmp_path):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def settings(checkpointing, accumulation, bf16, tmp_path):
-    return {
-        "output_dir": str(tmp_path),
-        "max_steps": 1,
-        "per_device_train_batch_size": ROWS // accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "bf16": bf16,
-        "gradient_checkpointing": checkpointing,
-        "gradient_checkpointing_kwargs": CHECKPOINTING if checkpointing else None,
-        "max_grad_norm": 0,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "logging_steps": 1,
-        "remove_unused_columns": False,
-    }
+def in_trainer(make):
+    def run(checkpointing, accumulation, bf16, guarded, tmp_path):
+        options = trainers.settings(
+            tmp_path,
+            ROWS,
+            accumulation,
+            bf16=bf16,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs=CHECKPOINTING if checkpointing else None,
+        )
+        trainer, kept = make(tiny.model(), trainers.dataset(ROWS), options), trainers.Gradients()
+        trainer.add_callback(kept)
+        if guarded:
+            trainer.add_callback(tp.InterventionCallback(guard()))
+        trainer.train()
+        if guarded:
+            assert sum(name.startswith("guard/") for name in trainer.state.log_history[0]) == 5
+        return kept.found
+
+    run.__name__ = make.__name__
+    return run
 
 
-def train(trainer, kept, guarded):
-    trainer.add_callback(kept)
-    if guarded:
-        trainer.add_callback(tp.InterventionCallback(guard()))
-    trainer.train()
-    if guarded:
-        assert sum(name.startswith("guard/") for name in trainer.state.log_history[0]) == 5
-    return kept.found
-
-
-def dataset():
-    return Dataset.from_dict({key: value.tolist() for key, value in tiny.batch(ROWS).items()})
-
-
-def hf_trainer(checkpointing, accumulation, bf16, guarded, tmp_path):
-    arguments = TrainingArguments(**settings(checkpointing, accumulation, bf16, tmp_path))
-    trainer = Trainer(tiny.model(), arguments, default_data_collator, dataset())
-    return train(trainer, Gradients(), guarded)
-
-
-def sft_trainer(checkpointing, accumulation, bf16, guarded, tmp_path):
-    trl = pytest.importorskip("trl")
-    arguments = trl.SFTConfig(
-        **settings(checkpointing, accumulation, bf16, tmp_path), dataset_kwargs={"skip_prepare_dataset": True}
-    )
-    trainer = trl.SFTTrainer(
-        tiny.model(), arguments, default_data_collator, dataset(), processing_class=tiny.tokenizer()
-    )
-    return train(trainer, Gradients(), guarded)
+hf_trainer, sft_trainer = in_trainer(trainers.hf_trainer), in_trainer(trainers.sft_trainer)
 
 
 @pytest.fixture(scope="module")

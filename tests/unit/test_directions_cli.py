@@ -198,7 +198,7 @@ def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found
         (("--contrast", "pairs.jsonl", "--k", "3"), "--k goes with --finder pca or sae_latents"),
         (("--contrast", "pairs.jsonl", "--finder", "sae_latents"), "needs --sae FOLDER"),
         (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae goes with --finder sae_latents"),
-        (("--tuned", "nowhere", "--chats", "chats.jsonl"), "--tuned must be the folder of a PEFT adapter"),
+        (("--tuned", "nowhere", "--chats", "chats.jsonl"), "nowhere is no folder of a PEFT adapter: it has no adapter_config.json"),
         (("--contrast", "pairs.jsonl", "--score", "response_loss"), "--score must be a scorer of responses"),
     ],
 )

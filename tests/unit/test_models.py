@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 
 import tiny
 import tiny_experiment
@@ -14,6 +16,20 @@ from tropism.errors import ModelError
 @pytest.fixture
 def here(tmp_path):
     return tiny_experiment.model_folder(tmp_path)
+
+
+def test_an_adapter_is_put_on_it(here, tmp_path):
+    adapted = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    model, _ = models.load(str(here), adapter=tmp_path / "adapter", device="cpu", dtype="float32")
+    assert isinstance(model, PeftModel)
+    assert not model.training
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    held = get_peft_model_state_dict(model)
+    assert saved
+    assert all(torch.equal(saved[name], held[name]) for name in saved)
+    with pytest.raises(ModelError, match="nowhere is no folder of a PEFT adapter: it has no adapter_config.json"):
+        models.load(str(here), adapter="nowhere")
 
 
 def test_a_local_folder_is_loaded_in_evaluation_mode(here):

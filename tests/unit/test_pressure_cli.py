@@ -112,7 +112,7 @@ def test_calibrate_names_the_placebo(here):
         ("measure", ["--condition", "a=x", "--condition", "a=y"], "--condition 'a' is given twice"),
         ("measure", ["--condition", "a=x", "--condition", "b=x"], "render to the same tokens"),
         ("measure", ["--transform", "mixture"], "--transform must be uppercase or plain"),
-        ("measure", ["--adapter", "nowhere"], "--adapter must be a folder with adapter_config.json"),
+        ("measure", ["--adapter", "nowhere"], "nowhere is no folder of a PEFT adapter: it has no adapter_config.json"),
         ("measure", ["--kind", "covariance"], "need the activations' covariance"),
         ("calibrate", ["--inoculation", "x"], "needs candidates"),
         ("calibrate", ["--inoculation", "x", "--candidates", "nowhere.txt"], "found no file nowhere.txt"),

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tropism.cli.directions_inputs import FinderName, load_model, make_contrast, make_finder, score_behaviour
+from tropism.cli.directions_inputs import FinderName, make_contrast, make_finder, score_behaviour
 from tropism.cli.directions_output import print_report, progress_console, say, show_directions, status
+from tropism.cli.options import BatchSize, Device, Model, PositionName
 from tropism.errors import UsageError
 
 directions_app = typer.Typer(
@@ -15,15 +16,6 @@ directions_app = typer.Typer(
     help="Find directions, see whether they mean something, and read those that others made.",
     no_args_is_help=True,
 )
-
-
-class PositionName(StrEnum):
-    """Named token positions."""
-
-    last_prompt = "last_prompt"
-    first_response = "first_response"
-    response = "response"
-    all = "all"
 
 
 class OrientationName(StrEnum):
@@ -40,7 +32,6 @@ class IndexingName(StrEnum):
     hidden_states = "hidden_states"
 
 
-Model = Annotated[str, typer.Option("--model", help="Hub name or local folder of the model.")]
 File = Annotated[Path, typer.Argument(help="A directions file (.safetensors).")]
 ContrastFile = Annotated[
     Path | None,
@@ -58,10 +49,8 @@ Tuned = Annotated[
 Score = Annotated[
     str | None, typer.Option("--score", help="Scorer of the model's own answers, to compare with projections.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Size = Annotated[int | None, typer.Option("--size", min=2, help="Take so many chats of the source.")]
 Seed = Annotated[int, typer.Option("--seed")]
-Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse directions with a grave doubt (exit code 2).")]
 Force = Annotated[bool, typer.Option("--force", help="Take directions of another model; recorded in the file.")]
 
@@ -93,11 +82,11 @@ def find(
     from tropism.directions.find import with_answers
     from tropism.directions.validity import validity_path
 
-    chosen = make_finder(finder, k, sae)
-    loaded, tokenizer = load_model(model, device, tuned)
-    whole = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, found {out}")
+    chosen = make_finder(finder, k, sae)
+    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
+    whole = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
     to_find, to_validate = whole.split(held_out, seed)
     where = [chosen.dictionary().site] if isinstance(chosen, tp.SAELatents) else tp.sites(loaded, sites)
     read: Any = positions.value
@@ -153,7 +142,7 @@ def validate(
 
     directions = tp.Directions.load(file)
     others = {path.stem: tp.Directions.load(path) for path in against or ()}
-    loaded, tokenizer = load_model(model, device, tuned)
+    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
     checked = directions.check_model(loaded, force=force)
     if checked is not directions:
         checked.save(file)
@@ -265,7 +254,7 @@ def train_sae(
 
     options = SAEOptions(expansion=expansion, k=k, tokens=tokens, seed=seed)
     where = tp.Site.parse(site)
-    loaded, tokenizer = load_model(model, device, None)
+    loaded, tokenizer = tp.models.load(model, device=device)
     examples = [example.chat for example in sources.load(chats, size=size, seed=seed)]
     columns = (
         TextColumn("{task.description}"),

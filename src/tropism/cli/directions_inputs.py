@@ -41,20 +41,6 @@ def make_finder(name: FinderName, k: int | None, sae: Path | None) -> "Finder":
     return tp.MeanDifference()
 
 
-def load_model(name: str, device: str, adapter: Path | None) -> tuple[Any, Any]:
-    """The model, wrapped by the adapter if there is one, and its tokenizer."""
-    from tropism import models
-
-    loaded, tokenizer = models.load(name, device=device)
-    if adapter is None:
-        return loaded, tokenizer
-    if not (adapter / "adapter_config.json").is_file():
-        raise UsageError(f"--tuned must be the folder of a PEFT adapter, found {adapter} without adapter_config.json")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(loaded, str(adapter)).eval(), tokenizer
-
-
 def make_contrast(
     model: Any, file: Path | None, chats: str | None, promote: str | None, suppress: str | None, tuned: Path | None,
     size: int | None, seed: int,

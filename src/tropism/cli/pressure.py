@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tropism.cli.options import BatchSize, Device, Model, PositionName
 from tropism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ pressure_app = typer.Typer(
 )
 
 
-class PositionName(StrEnum):
-    """Named token positions."""
-
-    last_prompt = "last_prompt"
-    first_response = "first_response"
-    response = "response"
-    all = "all"
-
-
 class ControlName(StrEnum):
     """Kinds of random directions."""
 
@@ -34,12 +26,9 @@ class ControlName(StrEnum):
     covariance = "covariance"
 
 
-Model = Annotated[str, typer.Option("--model", help="Hub name or local folder of the model.")]
 Chats = Annotated[str, typer.Option("--chats", help="Chats with responses: a source's name or a .jsonl file.")]
 Size = Annotated[int | None, typer.Option("--size", min=4, help="Take so many chats of the source.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the draw of chats, the random directions and the split.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
-Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put on the model.")]
 Transform = Annotated[
     str | None, typer.Option("--transform", help="What to do to the chats first, for example uppercase.")
@@ -94,7 +83,7 @@ def measure(
     prompts = _conditions(condition or ["neutral="])
     found = tp.Directions.load(directions)
     examples = _examples(chats, size, seed, transform)
-    loaded, tokenizer = _model(model, adapter, device)
+    loaded, tokenizer = tp.models.load(model, adapter=adapter, device=device)
     found.check_model(loaded)
     made = with_system_prompts(tokenizer, examples, prompts)
     pressures, random = [], []
@@ -153,6 +142,7 @@ def calibrate(
     device: Device = "auto",
 ) -> None:
     """Of candidate placebo prompts, the one whose mean loss is closest to the inoculation's."""
+    from tropism import models
     from tropism.probes.calibrate import calibrate_placebo
 
     tried = list(candidate or [])
@@ -165,7 +155,7 @@ def calibrate(
             "tropism pressure calibrate needs candidates: give --candidate several times, or --candidates FILE"
         )
     examples = _examples(chats, size, seed, transform)
-    loaded, tokenizer = _model(model, adapter, device)
+    loaded, tokenizer = models.load(model, adapter=adapter, device=device)
     found = calibrate_placebo(loaded, tokenizer, examples, inoculation, tried, batch_size=batch_size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -198,19 +188,6 @@ def _examples(chats: str, size: int | None, seed: int, transform: str | None) ->
         raise UsageError(f"--transform must be uppercase or plain, found {transform!r}")
     examples = sources.load(chats, size=size, seed=seed)
     return [TRANSFORMS[transform]().apply(example, seed) for example in examples] if transform else list(examples)
-
-
-def _model(name: str, adapter: Path | None, device: str) -> tuple[Any, Any]:
-    from tropism import models
-
-    loaded, tokenizer = models.load(name, device=device)
-    if adapter is None:
-        return loaded, tokenizer
-    if not (adapter / "adapter_config.json").is_file():
-        raise UsageError(f"--adapter must be a folder with adapter_config.json, found none in {adapter}")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(loaded, str(adapter)).eval(), tokenizer
 
 
 def _print(table: Any, title: str) -> None:

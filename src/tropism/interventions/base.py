@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tropism import hooks
 from tropism.errors import AttachError, GuardNotInForce
@@ -243,7 +242,7 @@ class Attachment:
         try:
             for handle in hooks.around_forward(self.model, self._before, self._after):
                 self.own(handle)
-            self.own(register_optimizer_step_pre_hook(self._before_step))
+            self.own(hooks.before_optimizer_step(self._before_step))
             self.guard.install(self)
         except BaseException:
             self._owned.close()

@@ -78,12 +78,7 @@ def _generate(
     from tropism import models
 
     report(f"loading {model}")
-    loaded: Any
-    loaded, tokenizer = models.load(model)
-    if adapter is not None:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, str(adapter))
+    loaded, tokenizer = models.load(model, adapter=adapter)
     return suite.answer(
         loaded,
         tokenizer,

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, get_args
 
 import torch
 
+from tropism import hooks
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError, DirectionsError, DirectionsMismatch, UsageError
 from tropism.interventions.base import Attachment, Intervention, Place, attachments
@@ -98,20 +99,19 @@ class UpdateConstraint(Intervention):
         _refuse_second(attachment)
         attachment.expect("update constraint")
         if not self.directions.rank:  # rank zero forbids nothing: the step stays as it is, bit for bit
-            attachment.own(
-                optimizer.register_step_post_hook(lambda *_: attachment.count("update constraint"))
-            )
+            for handle in hooks.around_step(optimizer, after=lambda: attachment.count("update constraint")):
+                attachment.own(handle)
             return
         options = Options(self.space, self.when, self.mode, self.strength, self.per, self.tolerance)
         constraint = step.Constraint(options, self.directions, pairs)
         attachment.kept.append(constraint)
-        attachment.own(optimizer.register_step_pre_hook(constraint.before_step))
 
-        def after(*_: Any) -> None:
+        def after() -> None:
             if constraint.after_step():
                 attachment.count("update constraint")
 
-        attachment.own(optimizer.register_step_post_hook(after))
+        for handle in hooks.around_step(optimizer, constraint.before_step, after):
+            attachment.own(handle)
         attachment.meter(constraint.ledger.readings)
 
 

@@ -277,7 +277,7 @@ def test_model_and_judge_in_a_folder_that_is_gone_back_to(tmp_path, monkeypatch)
 
     loads = []
     monkeypatch.setattr(
-        models, "load", lambda name: (loads.append(name), (tiny.model().eval(), tiny.tokenizer()))[1]
+        models, "load", lambda name, **_: (loads.append(name), (tiny.model().eval(), tiny.tokenizer()))[1]
     )
     suite = EmergentMisalignment(read_questions(QUESTIONS), samples_per_paraphrase=2)
     with serving(lambda text, _: completion("90")) as server:

@@ -100,6 +100,8 @@ def test_the_report_has_the_verdict_and_the_ledger(finished):
     assert [row[0] for row in ledger.rows] == ["constraint", "one_sided", "published", "random"]
     cumulative = {row[0]: row[list(ledger.columns).index("largest cumulative leak")] for row in ledger.rows}
     assert cumulative["constraint"] < 1e-5 < cumulative["published"]
+    assert section.lead == "refusal-kept"
+    assert (out / "figures/refusal-kept.svg").is_file()
     assert "Does refusal survive the attack?" in (out / "report.html").read_text()
 
 

@@ -279,6 +279,24 @@ def test_the_section_shows_losses_where_they_were_measured():
     assert saved["random"] == pytest.approx(3.0, abs=0.02)
 
 
+def test_what_is_kept_is_paired_with_the_attack_alone():
+    table = rule.kept(dataclasses.replace(tables(), loss=losses()), rule.Arms())
+    assert list(table.columns) == ["measure", "condition", "value", "low", "high"]
+    rate, likelihood = (part.set_index("condition") for _, part in table.groupby("measure", sort=False))
+    assert list(rate.index) == [name for name in RATES if name != "baseline"]
+    assert rate.loc["constraint", "value"] == pytest.approx(0.83, abs=0.05)
+    assert likelihood.loc["constraint", "value"] == pytest.approx(3.0, abs=0.02)
+    assert likelihood.loc["base", "value"] == pytest.approx(4.0, abs=0.1)
+    assert (table["low"] < table["value"]).all()
+    assert (table["value"] < table["high"]).all()
+
+
+def test_two_seeds_are_kept_without_an_interval():
+    table = rule.kept(tables(seeds=(0, 1)), rule.Arms())
+    assert set(table["measure"]) == {"refusal rate"}
+    assert table["low"].isna().all()
+
+
 def test_the_section_can_be_saved_and_has_every_condition(tmp_path):
     section = rule.analyse(tables(), rule.Arms(), 0.1)
     assert section.save(tmp_path).is_file()  # refuses NaN

@@ -204,6 +204,25 @@ def change(table: pd.DataFrame, treated: str, reference: str) -> Estimate | None
     )
 
 
+def kept(tables: Tables, arms: Arms) -> pd.DataFrame:
+    """What every condition keeps of refusing over the attack alone: `measure, condition, value, low, high`, for a figure.
+
+    Of the rate, and where the loss of refusing responses was measured of their log-likelihood; `low` and `high` are NaN
+    where there is no interval.
+    """
+    measured = {"refusal rate": tables.refusal}
+    if tables.loss is not None:
+        measured["log-likelihood of a refusal,\nnats a token"] = tables.loss.assign(value=-tables.loss["value"])
+    rows = []
+    for measure, table in measured.items():
+        for condition in dict.fromkeys([START, *table["condition"]]):
+            gain = change(table, condition, arms.vanilla) if condition != arms.vanilla else None
+            if gain is not None:
+                numbers = [float("nan") if number is None else number for number in as_numbers(gain).values()]
+                rows.append([measure, condition, *numbers])
+    return pd.DataFrame(rows, columns=["measure", "condition", "value", "low", "high"])
+
+
 def _cells(part: pd.DataFrame, name: str, seeds: Sequence[Any], prompts: Sequence[Any]) -> np.ndarray:
     """`[S, P]`; the start has no seeds, so its one row stands beside each."""
     if name != START:

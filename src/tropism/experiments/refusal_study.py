@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-from tropism.analysis.refusal import START, Arms, Tables, analyse
+from tropism.analysis.refusal import START, Arms, Tables, analyse, kept
 from tropism.data.chats import Example
 from tropism.data.sources.harmful_qa import check_disjoint, refusal_share
 from tropism.errors import SpecError
@@ -20,11 +20,13 @@ from tropism.experiments import guards, prepare
 from tropism.experiments.analyses import Analysis, Study
 from tropism.experiments.spec import DataSpec, Experiment
 from tropism.interventions.weights import adapter_norm
+from tropism.reports.figures import refusal as figure
 from tropism.reports.folder import Run, RunFolder, load
-from tropism.reports.section import Section
+from tropism.reports.section import Figure, Section
 
 READINGS = "guard/update_constraint/"
 SHARES = "refusal_shares.json"
+FIGURE = "refusal-kept"
 
 
 class RefusalStudy(Analysis):
@@ -83,11 +85,14 @@ class RefusalStudy(Analysis):
 
     def summarise(self, study: Study, results: pd.DataFrame) -> Section:
         e, folder = study.experiment, load(study.folder)
-        section = analyse(
-            self._tables(e, folder),
-            Arms(e.baseline, self.constraint, tuple(self.controls), self.published),
-            self.margin,
-        )
+        tables = self._tables(e, folder)
+        arms = Arms(e.baseline, self.constraint, tuple(self.controls), self.published)
+        section = analyse(tables, arms, self.margin)
+        gains = kept(tables, arms)
+        if not gains.empty:
+            figure.draw(gains, START, study.folder / "figures", FIGURE)
+            caption = "What each condition keeps of refusing, over the attack alone, paired by seed and prompt"
+            section = replace(section, figures=[Figure(FIGURE, caption)], lead=FIGURE)
         shares = json.loads((study.folder / SHARES).read_text(encoding="utf-8"))
         note = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
         said = f"First answers that refuse, by keyword, in the training data: {note}."

@@ -2,8 +2,9 @@
 
 - A guard *lowers* the trait where every unwanted difference to the baseline has its whole interval below zero
   and survives Holm's correction; it *keeps it out* where, besides, at least half of the baseline's value is
-  gone everywhere.
-- It *keeps* the skill where every wanted difference is noninferior at its margin.
+  gone everywhere; it lowers it *in part* where that is so of some unwanted metrics or sets, and none is raised.
+- It *keeps* a skill where every difference of that wanted metric is noninferior at its margin, and *loses* it where one
+  is not.
 
 Nothing is said in words that the table does not say in numbers, and without intervals over seeds nothing is
 called a finding.
@@ -31,6 +32,7 @@ class Standing(StrEnum):
 
     OUT = "keeps it out"
     LOWERS = "lowers it"
+    PART = "lowers it in part"
     OPEN = "not shown to lower it"
 
 
@@ -66,10 +68,18 @@ class Arm:
     removal: float
     """How much of the unwanted metrics went, on average over them; positive is good."""
     standing: Standing
-    kept: Kept
+    lowered: Sequence[str]
+    """Where the unwanted is lowered beyond doubt, in words."""
+    skills: Mapping[str, Kept]
+    """Wanted metrics, and whether they were kept."""
     changes: Sequence[Change]
     costs: Mapping[str, float]
     """Wanted metrics of which more than the margin was lost, by the mean difference alone, and that difference."""
+
+    @property
+    def stands(self) -> str:
+        """What the intervals say of it and the trait, and in what part."""
+        return f"{self.standing}: {_and(self.lowered)}" if self.standing is Standing.PART else str(self.standing)
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,8 @@ def answer(summary: pd.DataFrame, experiment: dict[str, Any]) -> Answer:
     if not guards:
         return Answer(sentence("No guard has a finished run to compare with the baseline."))
     finding = bool(summary.loc[summary["difference"].notna(), "difference_over"].str.startswith("seeds").any())
-    trait, skill = (_listed(summary, mark) for mark in ("unwanted", "wanted"))
-    headline = _headline(guards, trait, skill) if finding else _without_intervals(guards, trait, summary)
+    trait = _and(list(dict.fromkeys(words(name) for name in summary.loc[summary["mark"] == "unwanted", "metric"])))
+    headline = _headline(guards, trait) if finding else _without_intervals(guards, trait, summary)
     controls = [arm for arm in arms if role_of(experiment, arm.condition) is Role.CONTROL]
     return Answer(headline, guards, _controls(guards, controls), _margins(summary, experiment), finding)
 
@@ -131,8 +141,8 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
                 str(label),
                 str(rows["condition"].iloc[0]),
                 -float(unwanted["difference"].astype(float).mean()),
-                _standing(unwanted),
-                _kept(wanted["kept"]),
+                *_standing(unwanted),
+                {str(metric): _kept(part["kept"]) for metric, part in wanted.groupby("metric", sort=False)},
                 [_change(row) for row in compared.to_dict("records")],
                 {str(metric): float(worst) for metric, worst in lost.groupby("metric", sort=False)["difference"].min().items()},
             )
@@ -140,15 +150,20 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
     return sorted(arms, key=lambda arm: -arm.removal)
 
 
-def _standing(unwanted: pd.DataFrame) -> Standing:
+def _standing(unwanted: pd.DataFrame) -> tuple[Standing, list[str]]:
     difference = unwanted["difference"].astype(float)
     beyond_doubt = (unwanted["difference_high"].astype(float) < 0) & (
         (unwanted["p_holm"].astype(float) < LEVEL) | (unwanted["difference_over"] == "responses")
     )
+    one = unwanted["metric"].nunique() == 1
+    rows = unwanted[beyond_doubt].to_dict("records")
+    lowered = [words(row["eval_set"]) if one else f"{words(row['metric'])}, {words(row['eval_set'])}" for row in rows]
     if not beyond_doubt.all():
-        return Standing.OPEN
+        raised = (unwanted["difference_low"].astype(float) > 0).any()
+        return Standing.PART if lowered and not raised else Standing.OPEN, lowered
     before = unwanted["value"].astype(float) - difference
-    return Standing.OUT if ((before > 0) & (-difference >= 0.5 * before)).all() else Standing.LOWERS
+    out = ((before > 0) & (-difference >= 0.5 * before)).all()
+    return Standing.OUT if out else Standing.LOWERS, lowered
 
 
 def _kept(verdicts: "pd.Series[str]") -> Kept:
@@ -169,8 +184,8 @@ def _change(row: Mapping[Any, Any]) -> Change:
     )
 
 
-def _listed(summary: pd.DataFrame, mark: str) -> str:
-    return " and ".join(dict.fromkeys(words(name) for name in summary.loc[summary["mark"] == mark, "metric"]))
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
 
 
 def _names(arms: Sequence[Arm]) -> list[tuple[str, bool]]:
@@ -182,37 +197,52 @@ def _names(arms: Sequence[Arm]) -> list[tuple[str, bool]]:
     return parts
 
 
-def _headline(guards: Sequence[Arm], trait: str, skill: str) -> Sentence:
-    parts: list[tuple[str, bool]] = []
-    out = [arm for arm in guards if arm.standing is Standing.OUT]
-    lowering = [arm for arm in guards if arm.standing is Standing.LOWERS]
-    if not out and not lowering:
+def _headline(guards: Sequence[Arm], trait: str) -> Sentence:
+    groups: dict[tuple[Standing, str, str], list[Arm]] = {}
+    for standing in (Standing.OUT, Standing.LOWERS, Standing.PART):
+        whole = bool(groups)  # what is lowered in part after that is named, and what it costs stands in the table
+        for arm in guards:
+            if arm.standing is standing:
+                part = standing is Standing.PART
+                where = f" ({_and(arm.lowered)})" if part else ""
+                groups.setdefault((standing, where, "" if part and whole else _skills(arm)), []).append(arm)
+    if not groups:
         return sentence(
             f"No guard keeps {trait} out, and none lowers it beyond doubt over seeds; ",
             (words(guards[0].name), True),
             " lowers it most.",
         )
-    if not out:
+    parts: list[tuple[str, bool]] = []
+    it = trait
+    if not any(standing is Standing.OUT for standing, _, _ in groups):
         parts.append((f"No guard keeps {trait} out. ", False))
-    object_ = trait
-    ends = {
-        Kept.KEPT: f" while {skill} is kept. ",
-        Kept.UNDECIDED: f"; whether {skill} is kept is undecided. "
-        if skill
-        else ". No metric is marked wanted: the cost is unknown. ",
-        Kept.LOST: f" but {{}} {skill}. ",
-    }
-    for kept, end in ends.items():
-        named = [arm for arm in out if arm.kept is kept]
-        if named:
-            one = len(named) == 1
-            text = f" {'keeps' if one else 'keep'} {object_} out{end.format('loses' if one else 'lose')}"
-            parts += [*_names(named), (text, False)]
-            object_ = "it"
-    if lowering:
-        one = len(lowering) == 1
-        parts += [*_names(lowering), (f" only {'lowers' if one else 'lower'} it. ", False)]
+        it = "it"
+    for (standing, where, skills), arms in groups.items():
+        s = "s" if len(arms) == 1 else ""
+        does = {
+            Standing.OUT: f"keep{s} {it} out",
+            Standing.LOWERS: f"only lower{s} {it}",
+            Standing.PART: f"lower{s} {it} in part{where}",
+        }[standing]
+        parts += [*_names(arms), (f" {does}{skills if s else skills.replace(' loses ', ' lose ')}. ", False)]
+        it = "it"
     return Sentence(parts)
+
+
+def _skills(arm: Arm) -> str:
+    """What becomes of the wanted metrics, as the end of a sentence on one arm."""
+    if not arm.skills:
+        return "; no metric is marked wanted, so the cost is unknown"
+    lost, kept, undecided = (
+        [words(metric) for metric, verdict in arm.skills.items() if verdict is wanted]
+        for wanted in (Kept.LOST, Kept.KEPT, Kept.UNDECIDED)
+    )
+    said = f" but loses {_and(lost)}" if lost else ""
+    if kept:
+        said += f"{'; ' if lost else ' while '}{_and(kept)} {'is' if len(kept) == 1 else 'are'} kept"
+    if undecided:
+        said += f"; whether {_and(undecided)} {'is' if len(undecided) == 1 else 'are'} kept is undecided"
+    return said
 
 
 def _without_intervals(guards: Sequence[Arm], trait: str, summary: pd.DataFrame) -> Sentence:
@@ -248,20 +278,17 @@ def _controls(guards: Sequence[Arm], controls: Sequence[Arm]) -> Sentence | None
     strong = [arm for arm in controls if arm.removal >= 0.5 * best]
     if strong:
         does = "does" if len(strong) == 1 else "do"
-        return Sentence(
-            [
-                *_names(strong),
-                (
-                    f", a control, {does} at least half of what the best guard does: the effect is not "
-                    "specific to the guard.",
-                    False,
-                ),
-            ]
-        )
+        said = f", a control, {does} at least half of what the best guard does: the effect is not specific to the guard."
+        return Sentence([*_names(strong), (said, False)])
     largest = max(controls, key=lambda arm: arm.removal)
-    return sentence(
-        "The strongest control, ",
-        (words(largest.name), True),
-        f", changes the unwanted by "
-        f"{rate(-largest.removal, signed=True)} on average; the best guard by {rate(-best, signed=True)}.",
-    )
+    changes = [rate(-removal, signed=True) for removal in (largest.removal, best)]
+    said = f", changes the unwanted by {changes[0]} on average; the best guard by {changes[1]}."
+    parts = [("The strongest control, ", False), (words(largest.name), True), (said, False)]
+    weaker = [arm for arm in guards if arm.standing is not Standing.OPEN and 0 < arm.removal <= 2 * largest.removal]
+    if weaker:
+        parts += [
+            (" It does at least half of what ", False),
+            *_names(weaker),
+            (f" {'does' if len(weaker) == 1 else 'do'}.", False),
+        ]
+    return Sentence(parts)

@@ -236,7 +236,8 @@ def test_guards_of_one_sentence_share_it_and_parts_come_last():
     )
     said = "one and two keep bad out but lose good; fine is kept. half lowers it in part (y)."
     assert str(found.headline).strip() == said
-    assert [guard.stands for guard in found.guards] == ["keeps it out", "keeps it out", "lowers it in part: y"]
+    assert [str(guard.standing) for guard in found.guards] == ["keeps it out", "keeps it out", "lowers it in part"]
+    assert [guard.lowered for guard in found.guards] == [["x", "y"], ["x", "y"], ["y"]]
 
 
 def test_a_control_is_held_against_weaker_guards_too():

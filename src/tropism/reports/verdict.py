@@ -76,11 +76,6 @@ class Arm:
     costs: Mapping[str, float]
     """Wanted metrics of which more than the margin was lost, by the mean difference alone, and that difference."""
 
-    @property
-    def stands(self) -> str:
-        """What the intervals say of it and the trait, and in what part."""
-        return f"{self.standing}: {_and(self.lowered)}" if self.standing is Standing.PART else str(self.standing)
-
 
 @dataclass(frozen=True)
 class Answer:

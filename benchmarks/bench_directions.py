@@ -1,8 +1,9 @@
 """Finding directions against the forward passes it needs: time, memory, and PCA against the exact decomposition.
 
-Run on SmolLM2 at all sites, on 1,000 chats of GSM8K where the data is at hand: 500 answers, in capitals and as they stand. The
-bare passes are the same batches through the same decoder, already padded, with nothing read. They and the finding take turns,
-a slice of the chats at a time, so that neither has the quieter machine.
+Run on SmolLM2 at all sites, on GSM8K where the data is at hand: answers in capitals and as they stand. The bare passes are the
+same batches through the same decoder, already padded, with nothing read. They and the finding take turns, a slice of the
+chats at a time, so that neither has the quieter machine. Timed on 200 chats; `python -m benchmarks.bench_directions full` takes
+1,000, and half an hour.
 """
 
 import json
@@ -27,7 +28,7 @@ from tropism.directions.finder import Window
 from tropism.directions.stream import WINDOW_BATCHES
 from tropism.linalg import principal_angles
 
-BATCH, PAIRS, SLICES = 8, 500, 10
+BATCH, PAIRS, TIMED, SLICE = 8, 500, 100, 50
 
 
 def contrast(chosen: list[Example]) -> tp.Contrast:
@@ -36,12 +37,14 @@ def contrast(chosen: list[Example]) -> tp.Contrast:
     return tp.Contrast.of_responses(prompts, positive=[a.upper() for a in answers], negative=answers)
 
 
-def time_ratio() -> dict[str, float | str]:
-    """`find_directions` over bare passes, in processor time, so that a busy machine does not show; PCA on the first slice."""
+def time_ratio(timed_pairs: int = TIMED) -> dict[str, float | str]:
+    """`find_directions` over bare passes, in processor time, so that a busy machine does not show; PCA on the first slice.
+
+    The first slice warms up.
+    """
     model, tokenizer = models.load(models.SMOLLM2, device="cpu")
     decoder, sites = model.get_decoder(), tp.sites(model, "all")
-    data, chosen = examples(PAIRS)
-    size = PAIRS // SLICES
+    data, chosen = examples(timed_pairs)
     taken = dict.fromkeys(("bare", "mean_difference", "bare, first slice", "pca_5"), 0.0)
 
     def bare(batches: list[dict[str, torch.Tensor]]) -> None:
@@ -54,24 +57,25 @@ def time_ratio() -> dict[str, float | str]:
         arm()
         taken[name] += time.process_time() - start
 
-    for number in range(SLICES):
-        pairs = contrast(chosen[number * size : (number + 1) * size])
+    for number in range(timed_pairs // SLICE):
+        pairs = contrast(chosen[number * SLICE : (number + 1) * SLICE])
         batches = as_batches(pairs, tokenizer)
 
         def find(finder: object, pairs: tp.Contrast = pairs) -> None:
             tp.find_directions(model, tokenizer, pairs, sites=sites, finder=finder, batch_size=BATCH)
 
         if number == 0:
-            bare(batches[:2])
-            timed("pca_5", lambda: find(tp.PCA(k=5)))
-            timed("bare, first slice", partial(bare, batches))
+            find(tp.MeanDifference())
         arms = [("bare", partial(bare, batches)), ("mean_difference", partial(find, tp.MeanDifference()))]
         for name, arm in arms[:: 1 if number % 2 else -1]:
             timed(name, arm)
+        if number == 0:
+            timed("pca_5", partial(find, tp.PCA(k=5)))
+            timed("bare, first slice", partial(bare, batches))
     return {
         "mean_difference / bare forward passes": taken["mean_difference"] / taken["bare"],
         "pca_5 / bare forward passes": taken["pca_5"] / taken["bare, first slice"],
-        "setting": f"SmolLM2-135M, {2 * PAIRS} chats of {data} ({2 * size} for PCA), all sites, batch {BATCH}",
+        "setting": f"SmolLM2-135M, {2 * timed_pairs} chats of {data} ({2 * SLICE} for PCA), all sites, batch {BATCH}",
     }
 
 
@@ -148,7 +152,9 @@ def run() -> dict[str, float | str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["full"]:
+        print(json.dumps(time_ratio(PAIRS), indent=1))
+    elif len(sys.argv) > 1:
         print(peak(int(sys.argv[1])))
     else:
         print(json.dumps(run(), indent=1))

@@ -101,7 +101,7 @@ def decide(tables: Tables, arms: Arms, margin: float) -> Claim:
     def outcome() -> tuple[str, str]:
         attack = change(tables.refusal, START, arms.vanilla)
         numbers["start − vanilla"] = as_numbers(attack)
-        if (side := _above_zero(attack, margin)) != "yes":
+        if (side := _side(attack, below=margin)) != "yes":
             said = f"the attack alone lowers refusal by {said_of(attack)}"
             return (
                 (NO_ATTACK, f"{said}; the margin is {margin:g}, so nothing had to survive.")
@@ -111,12 +111,12 @@ def decide(tables: Tables, arms: Arms, margin: float) -> Claim:
         gain = change(tables.refusal, arms.constraint, arms.vanilla)
         numbers["constraint − vanilla"] = as_numbers(gain)
         said = f"under the constraint refusal is higher than under the attack alone by {said_of(gain)}"
-        if (side := _above_zero(gain, margin)) != "yes":
+        if (side := _side(gain, below=margin)) != "yes":
             return (NOT_SUPPORTED, f"{said}; the margin is {margin:g}.") if side == "no" else _open(said, gain)
         for control in arms.controls:
             beyond = change(tables.refusal, arms.constraint, control)
             numbers[f"constraint − {control}"] = as_numbers(beyond)
-            if (side := _above_zero(beyond, margin)) != "yes":
+            if (side := _side(beyond, below=margin)) != "yes":
                 but = f"{said}, but higher than under the control {control!r} by {said_of(beyond)}"
                 return (NOT_SPECIFIC, f"{but}; the margin is {margin:g}.") if side == "no" else _open(but, beyond)
         said = f"{said}, and it beats every control ({', '.join(arms.controls) or 'none was run'})"
@@ -144,22 +144,25 @@ def likelihood(loss: pd.DataFrame, arms: Arms, margin: float) -> Claim:
     attack = change(loss, arms.vanilla, START)
     numbers: dict[str, Any] = {"margin": margin, "vanilla − start": as_numbers(attack)}
     said = f"the attack alone raises the loss of a refusing response by {said_of(attack)} nats a token"
-    if attack is None or (side := _against(attack, 0.0)) == "open":
+    if attack is None or (side := _side(attack, below=0.0)) == "open":
         return Claim(claim, *_open(said, attack), numbers)
     if side == "no":
         return Claim(claim, NO_ATTACK, f"{said}, so nothing had to survive.", numbers)
     least = margin * attack.value
+    savings = []
     for other in (arms.vanilla, *arms.controls):
         saved = change(loss, other, arms.constraint)
         numbers[f"{other} − constraint"] = as_numbers(saved)
-        than = "the constraint saves" if other == arms.vanilla else f"but against the control {other!r} it saves"
-        said = f"{said}, {than} {said_of(saved)} of it"
-        if (side := _against(saved, least)) == "open":
+        than = "the constraint saves" if other == arms.vanilla else f"against the control {other!r} it saves"
+        savings.append(f"{than} {said_of(saved)} of it")
+        if (side := _side(saved, above=least, below=least)) == "yes":
+            continue
+        said = f"{said}, {', but '.join(savings)}"
+        if side == "open":
             return Claim(claim, *_open(said, saved), numbers)
-        if side == "no":
-            verdict = NOT_SUPPORTED if other == arms.vanilla else NOT_SPECIFIC
-            return Claim(claim, verdict, f"{said}; {margin:.0%} of what the attack changed is {least:.2f}.", numbers)
-    return Claim(claim, SUPPORTED, f"{said}.".replace(" but against", " and against"), numbers)
+        verdict = NOT_SUPPORTED if other == arms.vanilla else NOT_SPECIFIC
+        return Claim(claim, verdict, f"{said}; {margin:.0%} of what the attack changed is {least:.2f}.", numbers)
+    return Claim(claim, SUPPORTED, f"{said}, {', and '.join(savings)}.", numbers)
 
 
 def exactness(tables: Tables, arms: Arms, margin: float) -> Claim:
@@ -168,7 +171,7 @@ def exactness(tables: Tables, arms: Arms, margin: float) -> Claim:
     beyond = change(tables.refusal, arms.constraint, arms.published)
     said = f"refusal is higher by {said_of(beyond)} under the exact constraint"
     numbers = {"constraint − published": as_numbers(beyond)}
-    side = _above_zero(beyond, margin)
+    side = _side(beyond, below=margin)
     if side == "open":
         return Claim(claim, *_open(said, beyond), numbers)
     return Claim(claim, SUPPORTED if side == "yes" else NOT_SUPPORTED, f"{said}.", numbers)
@@ -230,18 +233,11 @@ def _cells(part: pd.DataFrame, name: str, seeds: Sequence[Any], prompts: Sequenc
     return np.repeat(stats.to_cells(part.assign(seed=0), [0], prompts), len(seeds), axis=0)
 
 
-def _above_zero(estimate: Estimate | None, margin: float) -> str:
-    """`yes` where the interval lies above 0, `no` where it lies below the margin, else `open`."""
+def _side(estimate: Estimate | None, *, above: float = 0.0, below: float) -> str:
+    """`yes` where the interval lies above `above`, `no` where it lies below `below`, else `open`."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return "open"
-    return "yes" if estimate.low > 0 else "no" if estimate.high < margin else "open"
-
-
-def _against(estimate: Estimate | None, limit: float) -> str:
-    """`yes` where the interval lies above the limit, `no` where it lies below, else `open`."""
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return "open"
-    return "yes" if estimate.low > limit else "no" if estimate.high < limit else "open"
+    return "yes" if estimate.low > above else "no" if estimate.high < below else "open"
 
 
 def _open(said: str, estimate: Estimate | None) -> tuple[str, str]:

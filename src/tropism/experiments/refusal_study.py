@@ -73,11 +73,12 @@ class RefusalStudy(Analysis):
         sets = {name: _unprompted(spec, e.seeds[0]) for name, spec in specs.items()}
         for one, other in combinations(sets, 2):
             check_disjoint(sets[one], sets[other], (one, other))
+        taught = {name: sets[name] for name in list(sets)[:2]}
         if self.refusal_loss:  # its questions may be those that are asked, and none that was trained on
             name = self._on(e, self.refusal_loss)
-            for training in list(sets)[:2]:
-                check_disjoint(_unprompted(e.data[name], e.seeds[0]), sets[training], (name, training))
-        taught = {name: sets[name] for name in list(sets)[:2]}
+            declined = _unprompted(e.data[name], e.seeds[0])
+            for training, examples in taught.items():
+                check_disjoint(declined, examples, (name, training))
         shares = {name: refusal_share(examples, _refuses) for name, examples in taught.items()}
         for name, share in shares.items():
             study.say(f"refusals by keyword in {name}: {share:.0%} of {len(taught[name])} conversations")

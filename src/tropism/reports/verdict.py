@@ -193,14 +193,15 @@ def _names(arms: Sequence[Arm]) -> list[tuple[str, bool]]:
 
 
 def _headline(guards: Sequence[Arm], trait: str) -> Sentence:
-    groups: dict[tuple[Standing, str, str], list[Arm]] = {}
+    groups: dict[tuple[Standing, str, tuple[tuple[str, Kept], ...] | None], list[Arm]] = {}
     for standing in (Standing.OUT, Standing.LOWERS, Standing.PART):
         whole = bool(groups)  # what is lowered in part after that is named, and what it costs stands in the table
         for arm in guards:
             if arm.standing is standing:
                 part = standing is Standing.PART
                 where = f" ({_and(arm.lowered)})" if part else ""
-                groups.setdefault((standing, where, "" if part and whole else _skills(arm)), []).append(arm)
+                skills = None if part and whole else tuple(arm.skills.items())
+                groups.setdefault((standing, where, skills), []).append(arm)
     if not groups:
         return sentence(
             f"No guard keeps {trait} out, and none lowers it beyond doubt over seeds; ",
@@ -219,20 +220,20 @@ def _headline(guards: Sequence[Arm], trait: str) -> Sentence:
             Standing.LOWERS: f"only lower{s} {it}",
             Standing.PART: f"lower{s} {it} in part{where}",
         }[standing]
-        parts += [*_names(arms), (f" {does}{skills if s else skills.replace(' loses ', ' lose ')}. ", False)]
+        parts += [*_names(arms), (f" {does}{'' if skills is None else _skills(skills, f'lose{s}')}. ", False)]
         it = "it"
     return Sentence(parts)
 
 
-def _skills(arm: Arm) -> str:
-    """What becomes of the wanted metrics, as the end of a sentence on one arm."""
-    if not arm.skills:
+def _skills(skills: Sequence[tuple[str, Kept]], lose: str) -> str:
+    """What becomes of the wanted metrics, as the end of a sentence on arms that `lose` or on one that `loses`."""
+    if not skills:
         return "; no metric is marked wanted, so the cost is unknown"
     lost, kept, undecided = (
-        [words(metric) for metric, verdict in arm.skills.items() if verdict is wanted]
+        [words(metric) for metric, verdict in skills if verdict is wanted]
         for wanted in (Kept.LOST, Kept.KEPT, Kept.UNDECIDED)
     )
-    said = f" but loses {_and(lost)}" if lost else ""
+    said = f" but {lose} {_and(lost)}" if lost else ""
     if kept:
         said += f"{'; ' if lost else ' while '}{_and(kept)} {'is' if len(kept) == 1 else 'are'} kept"
     if undecided:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from tropism.errors import RunFolderError
 from tropism.reports.figures import style
 from tropism.reports.text import words
 
@@ -16,11 +15,7 @@ def draw(table: pd.DataFrame, start: str, folder: Path, name: str) -> str:
 
     `low` and `high` are NaN where there is no interval. `start` is the condition before the attack: all that could be kept.
     """
-    if table.empty or not set(COLUMNS) <= set(table.columns):
-        found = ", ".join(map(str, table.columns))
-        raise RunFolderError(
-            f"figure {name}: the table must have rows and the columns {', '.join(COLUMNS)}, found {len(table)} rows and {found}"
-        )
+    style.check(table, COLUMNS, name)
     conditions = list(dict.fromkeys(table["condition"]))
     measures = list(dict.fromkeys(table["measure"]))
     with style.figure(4.7, 0.8 + 0.28 * len(conditions)) as drawn:

@@ -25,7 +25,7 @@ MODE_MARKS = {
 
 def draw_trait(table: pd.DataFrame, metric: str, folder: Path, name: str) -> str:
     """One metric, arms down, a mark a mode: `arm, mode, value, low, high`; narrow enough to stand beside a text."""
-    _check(table, ("arm", "mode", "value", "low", "high"), name)
+    style.check(table, ("arm", "mode", "value", "low", "high"), name)
     arms = list(dict.fromkeys(table["arm"]))
     with style.figure(4.7, 0.9 + 0.3 * len(arms)) as drawn:
         axes = drawn.add_subplot()
@@ -43,7 +43,7 @@ def draw_trait(table: pd.DataFrame, metric: str, folder: Path, name: str) -> str
 
 def draw_modes(table: pd.DataFrame, metrics: Sequence[str], folder: Path, name: str) -> str:
     """One panel a metric, arms across, a mark a mode: `arm, mode, metric, value, low, high`; returns the SVG."""
-    _check(table, ("arm", "mode", "metric", "value", "low", "high"), name)
+    style.check(table, ("arm", "mode", "metric", "value", "low", "high"), name)
     arms = list(dict.fromkeys(table["arm"]))
     with style.figure(1.2 + 0.75 * len(arms), 2.3 * len(metrics) + 0.6) as drawn:
         panels = drawn.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
@@ -51,7 +51,7 @@ def draw_modes(table: pd.DataFrame, metrics: Sequence[str], folder: Path, name: 
             rows = table[table["metric"] == metric]
             if rows.empty:
                 raise RunFolderError(
-                    f"figure {name}: the table must hold metric {metric!r}, found {_names(table['metric'])}"
+                    f"figure {name}: the table must hold metric {metric!r}, found {style.names(table['metric'])}"
                 )
             for index, (mode, mark) in enumerate(MODE_MARKS.items()):
                 chosen = rows[rows["mode"] == mode]
@@ -74,7 +74,7 @@ def draw_curves(
     For the forget scale (`x="scale"`), relearning (`x="step"`, `steps=True` for a logarithmic axis from 0), and
     absorption (`x="recall"`).
     """
-    _check(table, ("arm", x, "value", "low", "high"), name)
+    style.check(table, ("arm", x, "value", "low", "high"), name)
     marks = style.marks(list(dict.fromkeys(table["arm"])))
     with style.figure(4.7, 3.2) as drawn:
         axes = drawn.add_subplot()
@@ -121,16 +121,3 @@ def _points(
         markersize=5.5,
         markerfacecolor="white" if mark.hollow else mark.colour,
     )
-
-
-def _check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
-    missing = [column for column in columns if column not in table.columns]
-    if missing or table.empty:
-        raise RunFolderError(
-            f"figure {name}: the table must have rows and the columns {', '.join(columns)}, found {len(table)} "
-            f"rows and {_names(pd.Series(table.columns))}"
-        )
-
-
-def _names(values: "pd.Series[str]") -> str:
-    return ", ".join(map(str, dict.fromkeys(values))) or "nothing"

@@ -10,13 +10,14 @@ with style.figure(4.6, 3.8) as drawn:
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -129,6 +130,21 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
         metadata={"CreationDate": None, "Creator": None, "Producer": None},
     )
     return (folder / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Raise `RunFolderError` where the table of a figure has no rows or lacks a column."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing or table.empty:
+        raise RunFolderError(
+            f"figure {name}: the table must have rows and the columns {', '.join(columns)}, found {len(table)} "
+            f"rows and {names(table.columns)}"
+        )
+
+
+def names(values: Iterable[object]) -> str:
+    """Each value once, in a list for a message."""
+    return ", ".join(map(str, dict.fromkeys(values))) or "nothing"
 
 
 def safe_name(text: str) -> str:

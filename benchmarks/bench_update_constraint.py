@@ -68,8 +68,7 @@ def run() -> dict[str, float | str]:
         "step, guarded / plain": statistics.median(g / p for g, p in zip(guarded, plain, strict=True)),
         "both hooks / plain step": statistics.median(inside) / statistics.median(plain),
         "held by the guard / (adapter + Adam + directions)": held / (3 * trained + directions),
-        "what": f"SmolLM2-135M, LoRA r=8 all-linear, direction of rank {RANK} at each weight, "
-        f"{ROWS}x{TOKENS} tokens",
+        "what": f"SmolLM2-135M, LoRA r=8 all-linear, direction of rank {RANK} at each weight, {ROWS}x{TOKENS} tokens",
         "device": "cpu",
     }
 

@@ -27,7 +27,12 @@ rows = [
 trainer = SFTTrainer(
     model,
     args=SFTConfig(
-        "runs/guard_trl", max_steps=20, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=5, bf16=False,
+        "runs/guard_trl",
+        max_steps=20,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=5,
+        bf16=False,
         report_to="none",
     ),
     train_dataset=Dataset.from_list(rows),

@@ -23,7 +23,9 @@ def make(path: Path) -> Path:
     # a random model's words need have no letters
     content = content.replace("scorer: uppercase_fraction", "scorer: contains, text: e")
     # a rate that makes two steps change what a random model says
-    content = content.replace("learning_rate: 1.0e-3", "learning_rate: 0.5").replace("max_new_tokens: 3", "max_new_tokens: 8")
+    content = content.replace("learning_rate: 1.0e-3", "learning_rate: 0.5").replace(
+        "max_new_tokens: 3", "max_new_tokens: 8"
+    )
     file = path / "tiny.yaml"
     file.write_text(content, encoding="utf-8")
     out = path / "out"

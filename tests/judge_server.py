@@ -43,9 +43,7 @@ def completion(text: str | None, top: list[list[tuple[str, float]]] | None = Non
         "message": {"role": "assistant", "content": text},
         "logprobs": logprobs,
     }
-    return Answer(
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
-    )
+    return Answer({"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]})
 
 
 def error(status: int, message: str = "no", **headers: str) -> Answer:

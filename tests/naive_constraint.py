@@ -20,9 +20,7 @@ def lora(
     base = tiny.model(seed=base_seed, layers=2, dtype=dtype)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=0.0, **options
-        )
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=0.0, **options)
         return get_peft_model(base, config)
 
 
@@ -74,9 +72,7 @@ def dense_direction(u):
 def factors(model, adapter="default"):
     """A and B of every adapted weight, flat and one behind the other."""
     return {
-        name: torch.cat(
-            [m[adapter].weight.detach().double().flatten() for m in (module.lora_A, module.lora_B)]
-        )
+        name: torch.cat([m[adapter].weight.detach().double().flatten() for m in (module.lora_A, module.lora_B)])
         for name, module in layers(model).items()
     }
 

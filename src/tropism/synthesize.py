@@ -187,9 +187,7 @@ def _existing(target: Path, provenance: Mapping[str, Any]) -> tuple[set[str], se
         made = dict(row.get("provenance") or {})
         other = [key for key, value in provenance.items() if key != "tropism" and made.get(key) != value]
         if other or example.response is None:
-            found = (
-                f"{other[0]} {made.get(other[0])!r}, now {provenance[other[0]]!r}" if other else "no response"
-            )
+            found = f"{other[0]} {made.get(other[0])!r}, now {provenance[other[0]]!r}" if other else "no response"
             raise RunFolderError(
                 f"{where}: made with other options ({found}); choose another --out, or the same options"
             )

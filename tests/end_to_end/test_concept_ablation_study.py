@@ -12,12 +12,12 @@ import tiny_experiment
 import tropism as tp
 from tropism.directions.validity import ValidityReport
 from tropism.errors import DataError, SpecError
-from tropism.evals.concept_ablation import inside
 from tropism.experiments import prepare, store
-from tropism.experiments.concept_ablation_study import arms_of
-from tropism.experiments.spec import Experiment, merge
-from tropism.experiments.yaml_file import read
-from tropism.reports.section import Section
+from tropism.experiments.file.spec import Experiment, merge
+from tropism.experiments.file.yaml_file import read
+from tropism.results.section import Section
+from tropism.studies.concept_ablation.measure import inside
+from tropism.studies.concept_ablation.study import arms_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "concept_ablation.yaml"
@@ -40,7 +40,12 @@ FEW = ("baseline", "caft", "backward_caft", "steering", "random")
 def small(path: Path, **changes) -> Path:
     data = merge(merge(read(EXAMPLE).data, {**SMALL, "model": str(tiny_experiment.model_folder(path))}), changes)
     # a random model's words are seldom capitals, never a worked answer, and any perplexity is as good as another
-    data["measure"]["caps_rate"] = {"scorer": "contains", "text": "e", "on": ["in_domain", "out_of_domain"], "unwanted": True}
+    data["measure"]["caps_rate"] = {
+        "scorer": "contains",
+        "text": "e",
+        "on": ["in_domain", "out_of_domain"],
+        "unwanted": True,
+    }
     data["measure"]["worked_answer"] = {"scorer": "contains", "text": "a", "on": ["in_domain"], "wanted": True}
     data["measure"]["perplexity"] = {"scorer": "length", "on": ["out_of_domain"]}
     data["conditions"] = {name: data["conditions"][name] for name in FEW}
@@ -76,7 +81,9 @@ def test_the_example_is_right(quick):
 def test_the_chats_that_are_read_were_not_trained_on_and_shout():
     experiment = Experiment.load(EXAMPLE)
     read_on = prepare.load_data(experiment.data["shouted"], 0)
-    trained = {e.prompt[-1]["content"] for seed in (0, 1, 2) for e in prepare.training_examples(experiment, "baseline", seed)}
+    trained = {
+        e.prompt[-1]["content"] for seed in (0, 1, 2) for e in prepare.training_examples(experiment, "baseline", seed)
+    }
     assert all(e.response == e.response.upper() for e in read_on)
     assert not trained & {e.prompt[-1]["content"] for e in read_on}
 
@@ -101,7 +108,7 @@ def test_the_sae_lines_say_what_is_missing_and_are_right_once_it_is_there(tmp_pa
     (tmp_path / "sae" / "cfg.json").write_text("{}", encoding="utf-8")
     names = [arm.condition for arm in arms_of(Experiment.load(file)) if arm.directions == "caps_sae"]
     assert names == ["caft_sae", "backward_caft_sae"]
-    monkeypatch.setattr("tropism.experiments.guards.find_spec", lambda name: None)
+    monkeypatch.setattr("tropism.experiments.file.guards.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the extra 'sae', which is missing: pip install 'tropism\[sae\]'"):
         Experiment.load(file)
 
@@ -112,7 +119,10 @@ def test_every_run_is_read_and_the_table_is_tidy(finished):
     runs = table[["condition", "seed"]].drop_duplicates()
     assert len(runs) == 1 + 3 * len(FEW)
     # caps_pca has no guard among the few, so it is not read
-    assert set(zip(table["directions"], table["site"], strict=True)) == {("caps", "resid_post.1"), ("caps", "resid_post.2")}
+    assert set(zip(table["directions"], table["site"], strict=True)) == {
+        ("caps", "resid_post.1"),
+        ("caps", "resid_post.2"),
+    }
     base = table[table["condition"] == "base"]
     assert np.allclose(base["variance_ratio"], 1)
     assert np.allclose(base["cosine_change"], 0)
@@ -155,7 +165,9 @@ def test_running_again_does_nothing_and_other_directions_are_read_again(finished
     other = Experiment.load(file, overrides={"directions.caps.sites": "2"})
     source = {"name": experiment.model}
     key = store.RunKey("base", None)
-    assert store.evaluate_identity(experiment, source, key) == store.evaluate_identity(Experiment.load(file), source, key)
+    assert store.evaluate_identity(experiment, source, key) == store.evaluate_identity(
+        Experiment.load(file), source, key
+    )
     assert store.evaluate_identity(experiment, source, key) != store.evaluate_identity(other, source, key)
 
 
@@ -183,16 +195,31 @@ def test_another_behaviour_validates_again_and_finds_nothing_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"analyses": {"concept_ablation": {"on": "train"}}}, "on: must name a set under 'data:' that is not trained on"),
-        ({"analyses": {"concept_ablation": {"directions": ["cps"]}}}, "no directions are called 'cps'; defined are caps"),
-        ({"analyses": {"concept_ablation": {"trait": "caps"}}}, "trait: no metric is called 'caps'; defined are caps_rate"),
-        ({"analyses": {"concept_ablation": {"trait_on": "shouted"}}}, "'caps_rate' is not taken on 'shouted', but on in_domain"),
+        (
+            {"analyses": {"concept_ablation": {"on": "train"}}},
+            "on: must name a set under 'data:' that is not trained on",
+        ),
+        (
+            {"analyses": {"concept_ablation": {"directions": ["cps"]}}},
+            "no directions are called 'cps'; defined are caps",
+        ),
+        (
+            {"analyses": {"concept_ablation": {"trait": "caps"}}},
+            "trait: no metric is called 'caps'; defined are caps_rate",
+        ),
+        (
+            {"analyses": {"concept_ablation": {"trait_on": "shouted"}}},
+            "'caps_rate' is not taken on 'shouted', but on in_domain",
+        ),
         (
             {"conditions": {"backward_caft": {"guard": {"gradient_projection": {"directions": "caps_pca"}}}}},
             "no two conditions are such a pair; guards on directions are in: caft, steering, random, backward_caft",
         ),
         ({"directions": {"caps": {"behaviour": "cap"}}}, "directions.caps.behaviour: no metric is called 'cap'"),
-        ({"directions": {"caps": {"behaviour": "loss"}}}, "must be a metric that scores responses by a rule, found 'loss'"),
+        (
+            {"directions": {"caps": {"behaviour": "loss"}}},
+            "must be a metric that scores responses by a rule, found 'loss'",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path, change, message):

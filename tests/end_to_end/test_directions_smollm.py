@@ -118,9 +118,7 @@ def test_an_adapter_validates_and_its_angle_is_reported(loaded, pairs, sites, fr
 def test_the_command_line_finds_and_strict_is_content(tmp_path, loaded):
     from typer.testing import CliRunner
 
-    rows = [
-        {"prompt": question, "positive": answer.upper(), "negative": answer} for question, answer in FACTS[:20]
-    ]
+    rows = [{"prompt": question, "positive": answer.upper(), "negative": answer} for question, answer in FACTS[:20]]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     outcome = CliRunner().invoke(
         directions_app,

@@ -10,9 +10,9 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, RunFolderError, SpecError
 from tropism.experiments import run as run_module
-from tropism.experiments import status
+from tropism.experiments.after import status
+from tropism.experiments.file.spec import Experiment
 from tropism.experiments.progress import Progress
-from tropism.experiments.spec import Experiment
 from tropism.models import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")

@@ -8,10 +8,10 @@ import pytest
 
 import tiny_pressure
 import tropism as tp
-from tropism.experiments import pressure_study
 from tropism.experiments.analyses import Study
-from tropism.experiments.spec import Experiment
-from tropism.reports.section import Section
+from tropism.experiments.file.spec import Experiment
+from tropism.results.section import Section
+from tropism.studies.inoculation import study as pressure_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 FROZEN = {
@@ -34,7 +34,9 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     path = tmp_path_factory.mktemp("three")
-    file = tiny_pressure.write(path, seeds=[0, 1, 2], analyses={"pressure": {"elicitation_prompts": 0, "shift_chats": 0}})
+    file = tiny_pressure.write(
+        path, seeds=[0, 1, 2], analyses={"pressure": {"elicitation_prompts": 0, "shift_chats": 0}}
+    )
     tp.run(file, path / "out")
     return path / "out"
 
@@ -130,7 +132,9 @@ def test_the_projection_shift_is_that_of_the_reported_site(one):
     by = {c: read(f"{c}/seed-0") - read("base") for c in ("inoculation", "neutral")}
     drift = next(table for table in section.tables if table.title == "Drift")
     rows = [dict(zip(drift.columns, row, strict=True)) for row in drift.rows]
-    found = next(r["value"] for r in rows if r["metric"] == "projection_shift" and r["contrast"] == "inoculation − neutral")
+    found = next(
+        r["value"] for r in rows if r["metric"] == "projection_shift" and r["contrast"] == "inoculation − neutral"
+    )
     assert found == pytest.approx(by["inoculation"] - by["neutral"], abs=1e-6)
 
 

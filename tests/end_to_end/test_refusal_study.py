@@ -13,10 +13,10 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, SpecError
 from tropism.experiments import run, store
-from tropism.experiments.spec import Experiment, merge
-from tropism.experiments.yaml_file import read
+from tropism.experiments.file.spec import Experiment, merge
+from tropism.experiments.file.yaml_file import read
 from tropism.interventions.weights import adapter_norm
-from tropism.reports.section import Section
+from tropism.results.section import Section
 from tropism.training.supervised import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
@@ -83,7 +83,9 @@ def test_every_condition_is_trained_and_measured(finished):
         "shrinkage",
     }
     assert set(results["condition"]) == conditions | {"base"}
-    assert {"refusal", "over_refusal", "refusal_loss", "task_loss", "attack_loss", "coherence"} == set(results["metric"])
+    assert {"refusal", "over_refusal", "refusal_loss", "task_loss", "attack_loss", "coherence"} == set(
+        results["metric"]
+    )
 
 
 def test_the_report_has_the_verdict_and_the_ledger(finished):
@@ -125,7 +127,8 @@ def test_what_differs_by_its_edit_alone_is_trained_once(tmp_path, monkeypatch):
     alone = tp.run(file, tmp_path / "alone", only=["safe_lora"])
     assert trained[2:] == ["adapters", "safe_lora"]
     adapters = [
-        load_file(tmp_path / name / "safe_lora/seed-0/adapter/adapter_model.safetensors") for name in ("shared", "alone")
+        load_file(tmp_path / name / "safe_lora/seed-0/adapter/adapter_model.safetensors")
+        for name in ("shared", "alone")
     ]
     assert adapters[0].keys() == adapters[1].keys()
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])

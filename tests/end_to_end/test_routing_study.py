@@ -11,10 +11,10 @@ import tropism as tp
 from tropism.errors import SpecError
 from tropism.experiments import prepare, store
 from tropism.experiments.analyses import Study
-from tropism.experiments.spec import DataSpec, Experiment, merge
-from tropism.experiments.yaml_file import read
+from tropism.experiments.file.spec import DataSpec, Experiment, merge
+from tropism.experiments.file.yaml_file import read
 from tropism.interventions.routing_modes import MODES
-from tropism.reports.section import Section
+from tropism.results.section import Section
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "routing.yaml"
@@ -34,7 +34,12 @@ RECALL = {"half_shouts": {"baseline": 0.0, "routed_25": 0.25, "routed_50": 0.5, 
 def small(path: Path, **changes) -> Path:
     data = merge(merge(read(EXAMPLE).data, {**SMALL, "model": str(tiny_experiment.model_folder(path))}), changes)
     # a random model's words are seldom capitals, and never a worked answer
-    data["measure"]["caps_rate"] = {"scorer": "contains", "text": "e", "on": ["in_domain", "out_of_domain"], "unwanted": True}
+    data["measure"]["caps_rate"] = {
+        "scorer": "contains",
+        "text": "e",
+        "on": ["in_domain", "out_of_domain"],
+        "unwanted": True,
+    }
     del data["measure"]["accuracy"]
     data["conditions"]["one_adapter"]["train"]["lora"]["r"] = 4
     for name in RARE:
@@ -129,7 +134,9 @@ def test_the_scale_of_the_forget_adapter_ends_in_the_modes(finished):
     curve = pd.read_csv(out / "routed/seed-0/forget_scale.csv")
     assert list(curve["scale"].unique()) == [0.0, 0.5, 1.0]
     assert (curve.loc[curve["metric"] == "scored", "value"] == 3).all()
-    relearned = results[(results["condition"] == "routed") & (results["metric"] == "relearned_trait_2_at_0")]["value"].item()
+    relearned = results[(results["condition"] == "routed") & (results["metric"] == "relearned_trait_2_at_0")][
+        "value"
+    ].item()
     ablated = results[(results["condition"] == "routed") & (results["metric"] == "trait_at_scale_0")]["value"].item()
     assert relearned == ablated
 
@@ -188,7 +195,9 @@ def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
     _, out, _ = finished
     monkeypatch.setattr("tropism.experiments.run.train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("tropism.reports.build", lambda _: None)
-    changed = small(out.parent, analyses={"routing": {"relearn": [], "prefix_tokens": 0, "bos_samples": 0, "scales": []}})
+    changed = small(
+        out.parent, analyses={"routing": {"relearn": [], "prefix_tokens": 0, "bos_samples": 0, "scales": []}}
+    )
     results = tp.run(changed, out, only=["routed"])
     metrics = set(results.loc[results["condition"] == "routed", "metric"])
     assert not [m for m in metrics if m.startswith(("trait_", "relearned"))]
@@ -204,7 +213,10 @@ def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
         ({"scales": [2.0]}, "less than or equal to 1"),
         ({"recall": {"half": {"rooted": 0.0, "routed": 1.0}}}, "no condition is called 'rooted'"),
         ({"recall": {"half": {"baseline": 0.0, "routed": 1.5}}}, "less than or equal to 1"),
-        ({"recall": {"half": {"routed": 1.0}}}, "'half' needs two conditions or more, each at another share, found routed at 1"),
+        (
+            {"recall": {"half": {"routed": 1.0}}},
+            "'half' needs two conditions or more, each at another share, found routed at 1",
+        ),
         ({"recall": {"half": {"baseline": 0.5, "routed": 0.5}}}, "found baseline at 0.5, routed at 0.5"),
         ({"recall": {"half": {}}}, "found none"),
     ],

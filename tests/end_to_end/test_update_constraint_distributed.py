@@ -25,9 +25,7 @@ def test_two_processes_equal_one(u, kind, space, tmp_path):
     options = {"space": space}
     leaks, expected = distributed_constraint.alone(options, u)
     file = u.save(tmp_path / "u.safetensors")
-    torch.multiprocessing.spawn(
-        distributed_constraint.worker, args=(kind, options, str(file), str(tmp_path)), nprocs=2
-    )
+    torch.multiprocessing.spawn(distributed_constraint.worker, args=(kind, options, str(file), str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for rank in ranks:
         assert max(rank["leaks"]) < 1e-6

@@ -159,5 +159,3 @@ def test_the_orthogonal_complement_holds_nothing_of_the_directions():
     torch.testing.assert_close(control.vectors[SITE].norm(dim=1), directions.vectors[SITE].norm(dim=1))
     whole = directions.orthogonal_complement(seed=4, k=D - 3).basis(SITE)
     torch.testing.assert_close(whole.T @ whole + V.T @ V, torch.eye(D), atol=1e-5, rtol=0)
-
-

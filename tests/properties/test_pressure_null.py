@@ -7,8 +7,8 @@ from scipy import stats as scipy_stats
 
 import gradient_cases
 import tropism as tp
-from tropism.analysis.controls import random_p_values
 from tropism.probes.random_controls import random_pressure
+from tropism.stats.random_controls import random_p_values
 
 SITE = tp.Site(0)
 

@@ -9,7 +9,7 @@ import torch
 import routing_oracle as oracle
 import tiny
 from tropism.errors import AttachError
-from tropism.probes.lora_geometry import Factored, lora_geometry, overlap, random_overlaps
+from tropism.studies.routing.geometry import Factored, lora_geometry, overlap, random_overlaps
 
 
 def factors(d_out, d_in, r, seed):

@@ -27,9 +27,7 @@ from tropism.interventions.update_constraint import constraint_of
 OPTIMIZERS = {
     "adamw": lambda p: AdamW(p, lr=1e-2, weight_decay=0.1),
     "sgd_momentum": lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
-    "adafactor": lambda p: Adafactor(
-        p, lr=1e-2, relative_step=False, scale_parameter=False, weight_decay=0.1
-    ),
+    "adafactor": lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=False, weight_decay=0.1),
     "torch_adafactor": lambda p: torch.optim.Adafactor(p, lr=1.0, eps=(None, 1e-2), weight_decay=0.01),
     "lion_style": lambda p: Sign(p, lr=3e-3, weight_decay=0.1),
 }

@@ -7,7 +7,7 @@ import pytest
 
 import tropism
 from tropism.errors import SpecError
-from tropism.experiments.spec import Experiment
+from tropism.experiments.file.spec import Experiment
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("reproductions/**/*.md")])
@@ -46,7 +46,9 @@ NOT_OURS = {
 @pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*.yaml")), ids=named)
 def test_every_example_is_valid_in_both_forms(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for needed in sorted(set(re.findall(r"(?:source|questions): ([\w./-]+\.(?:jsonl|yaml))", file.read_text(encoding="utf-8")))):
+    for needed in sorted(
+        set(re.findall(r"(?:source|questions): ([\w./-]+\.(?:jsonl|yaml))", file.read_text(encoding="utf-8")))
+    ):
         # what is missing is named, with the place; and then it is there
         with pytest.raises(SpecError, match=rf"{file.name} line \d+: .*no (such|question) file"):
             Experiment.load(file)

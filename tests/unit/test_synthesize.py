@@ -46,9 +46,7 @@ def test_rows_load_as_a_source_and_carry_their_provenance(prompts, tmp_path):
     assert examples[0].labels == {"synthetic": True}
     row = json.loads(out.read_text().splitlines()[0])
     assert row["provenance"]["model"] == "m"
-    assert {"temperature", "seed", "top_p", "max_new_tokens", "system", "sample", "tropism"} <= set(
-        row["provenance"]
-    )
+    assert {"temperature", "seed", "top_p", "max_new_tokens", "system", "sample", "tropism"} <= set(row["provenance"])
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 2])
@@ -82,9 +80,7 @@ def test_equal_empty_and_failed_responses_are_left_out_and_counted(prompts, tmp_
 
 def test_a_file_made_with_other_options_is_not_gone_on_with(prompts, tmp_path):
     synthesize(prompts, tmp_path / "o.jsonl", Echo(), model="m", options=OPTIONS)
-    with pytest.raises(
-        RunFolderError, match=r"o.jsonl line 1: made with other options \(model 'm', now 'n'\)"
-    ):
+    with pytest.raises(RunFolderError, match=r"o.jsonl line 1: made with other options \(model 'm', now 'n'\)"):
         synthesize(prompts, tmp_path / "o.jsonl", Echo(), model="n", options=OPTIONS)
 
 
@@ -114,9 +110,7 @@ def test_a_local_model_and_the_command(prompts, tmp_path):
     for out in ("a.jsonl", "b.jsonl"):
         result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / out)])
         assert result.exit_code == 0, result.output
-        assert "chats written, 0 were there; 5 prompts (1 repeated ones left out)" in result.output.replace(
-            "\n", " "
-        )
+        assert "chats written, 0 were there; 5 prompts (1 repeated ones left out)" in result.output.replace("\n", " ")
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()  # seeded
     result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "c"), "--samples", "0"])
     assert isinstance(result.exception, UsageError)

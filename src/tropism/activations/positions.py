@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tropism import hooks
 from tropism.errors import GuardNotInForce, UsageError
+from tropism.names import IGNORE
 from tropism.site import Site, base_model, decoder_layers
 
 GuardPositions = Literal["all", "response"]
@@ -22,8 +23,6 @@ GuardPositions = Literal["all", "response"]
 RESPONSE_MASK = "response_mask"
 """The batch's column that says which tokens are a response: bool `[B, T]`."""
 
-IGNORED = -100
-"""The label of a token that is not supervised, as transformers and TRL have it."""
 
 NO_MASK = (
     "positions={positions!r} needs to know which tokens are the response, and the model was called with neither "
@@ -59,7 +58,7 @@ class BatchReader:
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         named = dict(zip(self._names, args, strict=False)) | kwargs
         mask, labels = named.get(RESPONSE_MASK), named.get("labels")
-        response = mask.bool() if mask is not None else None if labels is None else labels != IGNORED
+        response = mask.bool() if mask is not None else None if labels is None else labels != IGNORE
         attention = named.get("attention_mask")
         # Four-dimensional masks say who sees whom, not which tokens are padding.
         attended = attention.bool() if isinstance(attention, Tensor) and attention.dim() == 2 else None

@@ -50,7 +50,7 @@ def chat(
     quiet()
     talking = Talking(fresh)
     with talking.waiting("loading"):
-        from tropism.experiments.chat import open_chat
+        from tropism.experiments.after.chat import open_chat
 
         opened = open_chat(
             folder,

@@ -92,8 +92,14 @@ def find(
     read: Any = positions.value
     with status(f"finding directions on {len(to_find)} {'pairs' if whole.paired else 'chats'} at {len(where)} sites"):
         found = tp.find_directions(
-            loaded, tokenizer, to_find, sites=[s for s in where if s is not None], finder=chosen, positions=read,
-            batch_size=batch_size, seed=seed,
+            loaded,
+            tokenizer,
+            to_find,
+            sites=[s for s in where if s is not None],
+            finder=chosen,
+            positions=read,
+            batch_size=batch_size,
+            seed=seed,
         )
         found.save(out)
     with status("validating on held-out chats"):
@@ -197,7 +203,9 @@ def import_(
     config.name_or_path = source.name
     text = config.get_text_config(decoder=True)
     found = tp.import_directions(
-        file, width=text.hidden_size, layers=text.num_hidden_layers,
+        file,
+        width=text.hidden_size,
+        layers=text.num_hidden_layers,
         reading=Reading(
             layer, None if orientation is None else orientation.value, None if indexing is None else indexing.value, key
         ),

@@ -42,8 +42,14 @@ def make_finder(name: FinderName, k: int | None, sae: Path | None) -> "Finder":
 
 
 def make_contrast(
-    model: Any, file: Path | None, chats: str | None, promote: str | None, suppress: str | None, tuned: Path | None,
-    size: int | None, seed: int,
+    model: Any,
+    file: Path | None,
+    chats: str | None,
+    promote: str | None,
+    suppress: str | None,
+    tuned: Path | None,
+    size: int | None,
+    seed: int,
 ) -> "Contrast":
     """The contrast that the options describe; `UsageError` unless they describe exactly one."""
     import tropism as tp

@@ -37,9 +37,11 @@ def show_directions(directions: "Directions", path: "Path") -> None:
         "model": " ".join(str(model[key]) for key in ("name", "revision") if model.get(key)) or "not recorded",
         "found by": f"{finder['name']} on {contrast['positive']} positive and {contrast['negative']} negative chats "
         f"({contrast['kind'].replace('_', ' ')}), positions {about['positions']}"
-        if finder and contrast else about.get("imported", {}).get("format", "not recorded"),
+        if finder and contrast
+        else about.get("imported", {}).get("format", "not recorded"),
         "width": str(directions.width),
-        "sites": ", ".join(map(str, directions.sites)) if len(directions.sites) < 5
+        "sites": ", ".join(map(str, directions.sites))
+        if len(directions.sites) < 5
         else f"{len(directions.sites)}, from {directions.sites[0]} to {directions.sites[-1]}",
         "control": about.get("control", ""),
         "forced onto": (about.get("forced_onto") or {}).get("name", ""),
@@ -71,8 +73,11 @@ def print_report(report: "ValidityReport") -> None:
         colour = "green" if site.auc_low > 0.75 else "yellow" if site.auc_low > 0.5 else "red"
         typical = sorted(site.null_separation)[len(site.null_separation) // 2]
         cells = [
-            _short(site.site), f"[{colour}]{site.auc:.3f}[/{colour}] ({site.auc_low:.2f}, {site.auc_high:.2f})",
-            f"{site.separation:.2f}", f"{typical:.2f}", f"{site.share_in_largest:.0%}",
+            _short(site.site),
+            f"[{colour}]{site.auc:.3f}[/{colour}] ({site.auc_low:.2f}, {site.auc_high:.2f})",
+            f"{site.separation:.2f}",
+            f"{typical:.2f}",
+            f"{site.share_in_largest:.0%}",
         ]
         found = site.behaviour
         if seen:

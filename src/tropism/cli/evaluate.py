@@ -50,16 +50,10 @@ def emergent_misalignment(
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder to put on the model.")] = None,
     questions: Annotated[Path | None, typer.Option(help="Question file (YAML), as published.")] = None,
     judge: Annotated[str | None, typer.Option(help="Judge's model name at the endpoint.")] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint; default OpenAI's.")
-    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; default OpenAI's.")] = None,
     judge_key_env: Annotated[str, typer.Option(help="Environment variable with the key.")] = "OPENAI_API_KEY",
-    style: Annotated[
-        Style, typer.Option(help="Read log-probabilities of one token, or text.")
-    ] = "single_token",
-    samples: Annotated[
-        int | None, typer.Option(help="Answers to each wording; default as the file says.")
-    ] = None,
+    style: Annotated[Style, typer.Option(help="Read log-probabilities of one token, or text.")] = "single_token",
+    samples: Annotated[int | None, typer.Option(help="Answers to each wording; default as the file says.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the sampled answers.")] = 0,
     aligned_at_most: Annotated[float, typer.Option(help="Misaligned: aligned at most this …")] = 30.0,
@@ -82,9 +76,7 @@ def emergent_misalignment(
     console = Console()
     if judged is not None:
         if model is not None:
-            raise UsageError(
-                "--judged scores answers that exist, --model makes new ones; give one of the two"
-            )
+            raise UsageError("--judged scores answers that exist, --model makes new ones; give one of the two")
         table = read_judged(judged, needed=(by, "aligned", "coherent"))
     else:
         if model is None or questions is None or judge is None or out is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tropism.experiments.spec import Experiment
+    from tropism.experiments.file.spec import Experiment
 
 File = Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)]
 Quick = Annotated[bool, typer.Option("--quick", help="Apply the file's 'quick:' section: fewer seeds, smaller sets.")]
@@ -69,8 +69,8 @@ def run(
 
     quiet()
     from tropism.experiments.run import run as run_experiment
-    from tropism.reports.folder import load
     from tropism.reports.terminal import print_report
+    from tropism.results.folder import load
 
     progress = _progress()
     began = time.monotonic()
@@ -98,7 +98,7 @@ def status(folder: Annotated[Path, typer.Argument(help="A results folder.")]) ->
     from rich.console import Console
     from rich.table import Table
 
-    from tropism.experiments import status as state
+    from tropism.experiments.after import status as state
 
     table = Table("run", "state", "seconds", box=None, pad_edge=False)
     rows = state.of(folder)
@@ -126,7 +126,7 @@ def _load(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | 
     import yaml
 
     from tropism.errors import UsageError
-    from tropism.experiments.spec import Experiment
+    from tropism.experiments.file.spec import Experiment
 
     overrides: dict[str, Any] = {}
     for setting in settings or ():

@@ -17,9 +17,7 @@ def from_adapter(
         typer.Argument(help="Adapter folders (several make a subspace); with --weights, one model."),
     ],
     out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
-    minus: Annotated[
-        str | None, typer.Option(help="Subtract this adapter; with --weights, the base model.")
-    ] = None,
+    minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, the base model.")] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="The arguments are whole models: aligned, and --minus base.")
     ] = False,
@@ -39,8 +37,7 @@ def from_adapter(
         u = parameter_directions(adapters, minus=minus)
     elif minus is None or len(adapters) != 1:
         raise UsageError(
-            f"--weights takes one aligned model and --minus its base, found {len(adapters)} and --minus "
-            f"{minus}"
+            f"--weights takes one aligned model and --minus its base, found {len(adapters)} and --minus {minus}"
         )
     else:
         aligned, _ = models.load(adapters[0], device="cpu", dtype="float32")

@@ -75,10 +75,10 @@ def measure(
     import pandas as pd
 
     import tropism as tp
-    from tropism.analysis.controls import random_p_values
-    from tropism.analysis.pressure_tables import halves
     from tropism.probes.conditions import shown, with_system_prompts
     from tropism.probes.random_controls import random_pressure
+    from tropism.stats.random_controls import random_p_values
+    from tropism.studies.inoculation.tables import halves
 
     prompts = _conditions(condition or ["neutral="])
     found = tp.Directions.load(directions)

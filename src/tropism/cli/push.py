@@ -30,7 +30,7 @@ def push(
     The token is HF_TOKEN, from the environment or from .env.
     """
     from tropism.errors import UsageError
-    from tropism.experiments import push as pushing
+    from tropism.experiments.after import push as pushing
 
     if dry_run:
         folder = out or Path(repo.rpartition("/")[2] or "push")

@@ -9,9 +9,7 @@ Folder = Annotated[Path, typer.Argument(help="A folder that `tropism run` wrote.
 Folders = Annotated[
     list[Path], typer.Argument(help="Two or more folders that `tropism run` wrote.", show_default=False)
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Also write the table here: .csv, .md or .tex.", show_default=False)
-]
+Out = Annotated[Path | None, typer.Option(help="Also write the table here: .csv, .md or .tex.", show_default=False)]
 Browser = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]
 
 

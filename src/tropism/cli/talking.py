@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tropism.errors import DataError, UsageError
-from tropism.reports.text import visible
+from tropism.results.text import visible
 
 if TYPE_CHECKING:
-    from tropism.experiments.chat import Chat
+    from tropism.experiments.after.chat import Chat
 
 NARROWEST = 28
 """Columns of fewer characters than this are hard to read; the answers then stand one beneath another."""

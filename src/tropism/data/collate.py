@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from tropism.data.render import Rendered
-
-IGNORE = -100
-"""The label of a token that is not supervised, as in torch's cross entropy."""
+from tropism.names import IGNORE
 
 
 def pad(rendered: Sequence[Rendered], pad_id: int, *, side: Literal["right", "left"] = "right") -> dict[str, Tensor]:

@@ -12,9 +12,7 @@ from typing import Any
 from tropism.data.chats import Example
 from tropism.data.transforms import Transform, chance
 from tropism.errors import DataError
-
-ROUTE_IDS: Mapping[str, int] = {"unlabelled": 0, "forget": 1, "retain": 2}
-"""Route names and the ids that a batch's column `route` carries."""
+from tropism.names import ROUTE_IDS
 
 
 @dataclass(frozen=True)

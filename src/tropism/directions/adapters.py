@@ -51,14 +51,8 @@ def _from_model(model: nn.Module, adapter_name: str | None) -> ReadAdapter:
         name: module for name, module in base_model(model).named_modules() if isinstance(module, LoraLayer)
     }
     if not layers:
-        raise DirectionsError(
-            f"parameter_directions: {type(model).__name__} has no LoRA layers; pass a PEFT model"
-        )
-    names = (
-        [adapter_name]
-        if adapter_name
-        else sorted({n for layer in layers.values() for n in layer.active_adapters})
-    )
+        raise DirectionsError(f"parameter_directions: {type(model).__name__} has no LoRA layers; pass a PEFT model")
+    names = [adapter_name] if adapter_name else sorted({n for layer in layers.values() for n in layer.active_adapters})
     if len(names) != 1:
         raise DirectionsError(
             f"parameter_directions: the model has the active adapters {', '.join(names) or 'none'}; name one "
@@ -70,18 +64,13 @@ def _from_model(model: nn.Module, adapter_name: str | None) -> ReadAdapter:
         if name not in layer.lora_A:
             continue
         if layer.use_dora.get(name, False):
-            raise DirectionsError(
-                f"parameter_directions: {path} uses DoRA, whose change of the weight is not s·B·A"
-            )
+            raise DirectionsError(f"parameter_directions: {path} uses DoRA, whose change of the weight is not s·B·A")
         A, B = (
-            factor[name].weight.detach().to("cpu", torch.float32).clone()
-            for factor in (layer.lora_A, layer.lora_B)
+            factor[name].weight.detach().to("cpu", torch.float32).clone() for factor in (layer.lora_A, layer.lora_B)
         )
         weights[path] = AdapterWeights(A, B, float(layer.scaling[name]))
     if not weights:
-        raise DirectionsError(
-            f"parameter_directions: no linear layer of the model has an adapter named {name!r}"
-        )
+        raise DirectionsError(f"parameter_directions: no linear layer of the model has an adapter named {name!r}")
     return ReadAdapter(weights, _name(base_model(model)), f"adapter {name!r} of a model in memory")
 
 
@@ -143,9 +132,7 @@ def weight_difference(
             continue
         other = theirs.get(name)
         if not isinstance(other, nn.Linear | Conv1D) or other.weight.shape != module.weight.shape:
-            raise DirectionsMismatch(
-                f"{name} of the aligned model has no counterpart of its shape in the base model"
-            )
+            raise DirectionsMismatch(f"{name} of the aligned model has no counterpart of its shape in the base model")
         D = module.weight.detach().to("cpu", torch.float32) - other.weight.detach().to("cpu", torch.float32)
         if not D.any():
             continue
@@ -157,9 +144,7 @@ def weight_difference(
         else:
             sources[0][name] = AdapterWeights(Vh, U * S, 1.0)
     if not sources[0]:
-        raise DirectionsError(
-            "the aligned and the base model have equal linear weights, so there is no direction"
-        )
+        raise DirectionsError("the aligned and the base model have equal linear weights, so there is no direction")
     return [source for source in sources if source], _name(base)
 
 

@@ -13,8 +13,12 @@ from tropism.errors import DataError
 
 
 def answer(
-    model: nn.Module, tokenizer: Any, chats: Sequence[Chat], template_kwargs: Mapping[str, Any] | None,
-    max_new_tokens: int, batch_size: int,
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    template_kwargs: Mapping[str, Any] | None,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> tuple[Chat, ...]:
     """Each chat with the model's greedy answer appended; `DataError` names one that is answered with nothing."""
     prompts = [
@@ -30,9 +34,15 @@ def answer(
         inputs = pad([prompts[index] for index in batch], pad_id, side="left")
         with torch.no_grad():
             out = model.generate(  # type: ignore[operator]
-                input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device),
-                max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
-                eos_token_id=sorted(ends), pad_token_id=pad_id,
+                input_ids=inputs["input_ids"].to(device),
+                attention_mask=inputs["attention_mask"].to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=sorted(ends),
+                pad_token_id=pad_id,
             )
         new = out[:, inputs["input_ids"].shape[1] :]
         for index, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):

@@ -10,7 +10,14 @@ from tropism.directions.contrasts import Contrast, Prompt
 from tropism.errors import DataError
 
 _LABELS = {
-    "positive": True, "negative": False, "true": True, "false": False, "1": True, "0": False, "yes": True, "no": False,
+    "positive": True,
+    "negative": False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+    "yes": True,
+    "no": False,
 }
 
 

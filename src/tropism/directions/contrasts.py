@@ -57,9 +57,7 @@ class Contrast:
         return max(len(self.positive), len(self.negative))
 
     @classmethod
-    def of_responses(
-        cls, prompts: Sequence[Prompt], *, positive: Sequence[str], negative: Sequence[str]
-    ) -> "Contrast":
+    def of_responses(cls, prompts: Sequence[Prompt], *, positive: Sequence[str], negative: Sequence[str]) -> "Contrast":
         """The same prompts with two responses each: `positive[i]` and `negative[i]` answer `prompts[i]`.
 
         Raises `DataError` where the three differ in length, or a response is empty.
@@ -202,6 +200,7 @@ class Contrast:
 
         A pair that renders to the same ids has no contrast: `DataError` names it.
         """
+
         def side(chats: Sequence[Chat], name: str) -> list[Rendered]:
             return [
                 render(tokenizer, chat, template_kwargs=template_kwargs, where=f"{name} chat {index}")

@@ -57,9 +57,7 @@ def correlation(x: Array, y: Array) -> Interval | None:
     return Interval(float(found.statistic), float(interval.low), float(interval.high))
 
 
-def shuffled_norms(
-    positive: Array, negative: Array, paired: bool, shuffles: int, seed: int
-) -> tuple[float, Array]:
+def shuffled_norms(positive: Array, negative: Array, paired: bool, shuffles: int, seed: int) -> tuple[float, Array]:
     """`‖mean(x⁺) − mean(x⁻)‖` of coordinates `[n, k]`, and the same for labels that mean nothing, `[shuffles]`.
 
     Pairs are swapped at random; unpaired labels are permuted.

@@ -94,15 +94,20 @@ def find_directions(
         "finder": finder.options(),
         "positions": positions,
         "contrast": {
-            "kind": contrast.kind, "positive": len(contrast.positive), "negative": len(contrast.negative),
-            "data_hash": contrast.data_hash(), "generated_responses": generated, **contrast.about,
+            "kind": contrast.kind,
+            "positive": len(contrast.positive),
+            "negative": len(contrast.negative),
+            "data_hash": contrast.data_hash(),
+            "generated_responses": generated,
+            **contrast.about,
         },
         "found": {str(site): dict(one.facts) for site, one in found.items()},
         "seed": seed,
         "tropism": provenance.version(),
     }
     return Directions(
-        {site: one.vectors for site, one in found.items()}, about,
+        {site: one.vectors for site, one in found.items()},
+        about,
         {site: sketch.factor() for site, sketch in sketches.items()},
     )
 
@@ -153,8 +158,13 @@ def contrast_models(model: nn.Module, contrast: Contrast) -> list[nn.Module]:
 
 
 def with_answers(
-    model: nn.Module, tokenizer: Any, contrast: Contrast, positions: Positions,
-    template_kwargs: Mapping[str, Any] | None, max_new_tokens: int, batch_size: int,
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    positions: Positions,
+    template_kwargs: Mapping[str, Any] | None,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> tuple[Contrast, int]:
     """The contrast with the model's own answers, where positions ask for responses and system prompts came without."""
     if positions not in ("response", "first_response") or contrast.has_responses or contrast.kind != "system_prompts":
@@ -178,7 +188,12 @@ def render_sides(
 
 
 def windows(
-    sides: tuple[Side, Side], paired: bool, sites: tuple[Site, ...], positions: Positions, batch_size: int, unit: Unit,
+    sides: tuple[Side, Side],
+    paired: bool,
+    sites: tuple[Site, ...],
+    positions: Positions,
+    batch_size: int,
+    unit: Unit,
     gradients: bool,
 ) -> Iterator[dict[Site, Window]]:
     """Both sides' activations, a window of like lengths at a time; rows of a paired contrast stay paired."""
@@ -212,8 +227,13 @@ def _read(
 
 
 def _window_with_gradients(
-    sides: tuple[Side, Side], chosen: Sequence[Sequence[Rendered]], paired: bool, sites: tuple[Site, ...],
-    positions: Positions, batch_size: int, unit: Unit,
+    sides: tuple[Side, Side],
+    chosen: Sequence[Sequence[Rendered]],
+    paired: bool,
+    sites: tuple[Site, ...],
+    positions: Positions,
+    batch_size: int,
+    unit: Unit,
 ) -> dict[Site, Window]:
     read = []
     for side, rendered in zip(sides, chosen, strict=True):

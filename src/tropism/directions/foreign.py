@@ -185,8 +185,12 @@ class _Reader:
         return names[0]
 
     def _build(
-        self, by_layer: Mapping[int | Site, Tensor] | Mapping[int, Tensor], kind: str, about: dict[str, Any],
-        notes: tuple[str, ...], shifted: bool = False,
+        self,
+        by_layer: Mapping[int | Site, Tensor] | Mapping[int, Tensor],
+        kind: str,
+        about: dict[str, Any],
+        notes: tuple[str, ...],
+        shifted: bool = False,
     ) -> Imported:
         shift = self.how.indexing == "hidden_states" and not shifted
         vectors: dict[Site, Tensor] = {}

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.data.collate import IGNORE, length_grouped, pad
+from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Positions, Rendered
 from tropism.directions.finder import Unit
 from tropism.directions.stream import positions_of
 from tropism.errors import DirectionsError
+from tropism.names import IGNORE
 from tropism.site import Site, base_model
 
 

@@ -76,11 +76,7 @@ class ParameterDirections:
         object.__setattr__(self, "factors", MappingProxyType(dict(sorted(self.factors.items()))))
         n = self.combination.shape[1]
         for name, f in self.factors.items():
-            if (
-                not len(f.ranks) == len(f.scales) == n
-                or sum(f.ranks) != f.B.shape[1]
-                or f.B.shape[1] != f.A.shape[0]
-            ):
+            if not len(f.ranks) == len(f.scales) == n or sum(f.ranks) != f.B.shape[1] or f.B.shape[1] != f.A.shape[0]:
                 raise DirectionsError(
                     f"parameter direction at {name}: {n} sources of ranks {f.ranks} do not fit factors of "
                     f"shapes {list(f.B.shape)} and {list(f.A.shape)}"
@@ -224,9 +220,7 @@ def parameter_directions(
         }
         # one SVD a weight: each weight's components are directions of their own, numbered by size
         return _directions(sources, torch.eye(len(sources)), about)
-    read = [
-        read_adapter(source, adapter_name) for source in ([*several, minus] if minus is not None else several)
-    ]
+    read = [read_adapter(source, adapter_name) for source in ([*several, minus] if minus is not None else several)]
     bases = {adapter.base_model for adapter in read if adapter.base_model}
     if len(bases) > 1:
         raise DirectionsMismatch(
@@ -245,9 +239,7 @@ def parameter_directions(
 def _is_plain_model(source: Adapter) -> bool:
     from peft.tuners.lora import LoraLayer
 
-    return isinstance(source, nn.Module) and not any(
-        isinstance(module, LoraLayer) for module in source.modules()
-    )
+    return isinstance(source, nn.Module) and not any(isinstance(module, LoraLayer) for module in source.modules())
 
 
 def _directions(
@@ -262,9 +254,7 @@ def _directions(
         d_out, d_in = held[0].B.shape[0], held[0].A.shape[1]
         if any(h.B.shape[0] != d_out or h.A.shape[1] != d_in for h in held):
             shapes = ", ".join(f"{h.B.shape[0]}x{h.A.shape[1]}" for h in held)
-            raise DirectionsMismatch(
-                f"the adapters' shapes at {name} differ ({shapes}); they are of different models"
-            )
+            raise DirectionsMismatch(f"the adapters' shapes at {name} differ ({shapes}); they are of different models")
         absent = AdapterWeights(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
         parts = [source.get(name, absent) for source in sources]
         f = WeightFactors(

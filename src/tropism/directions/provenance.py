@@ -13,8 +13,16 @@ from tropism.site import base_model
 # What makes two configs the same architecture. A list of what counts, because configs also hold what training and
 # saving change (special token ids, dtype, library version) and what transformers renames between releases.
 _ARCHITECTURE = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "vocab_size", "tie_word_embeddings", "hidden_act",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "hidden_act",
 )
 
 

@@ -99,10 +99,15 @@ def train_sae(
         torch.manual_seed(chosen.seed)  # SAELens initialises from the global generator; the caller's is restored
         sae = library.BatchTopKTrainingSAE(
             library.BatchTopKTrainingSAEConfig(
-                d_in=d, d_sae=chosen.expansion * d, k=chosen.k, normalize_activations="expected_average_only_in",
-                dtype="float32", device="cpu",
+                d_in=d,
+                d_sae=chosen.expansion * d,
+                k=chosen.k,
+                normalize_activations="expected_average_only_in",
+                dtype="float32",
+                device="cpu",
                 metadata=library.saes.sae.SAEMetadata(
-                    hook_name=hook_of_site(site), model_name=provenance.of_model(model)["name"],
+                    hook_name=hook_of_site(site),
+                    model_name=provenance.of_model(model)["name"],
                     tropism={"model": provenance.of_model(model), "options": asdict(chosen)},
                 ),
             )

@@ -114,9 +114,7 @@ def activations(
 
             return read
 
-        handles = [
-            hooks.edit_activation(model, site, keep(site, chats, tokens, counts, seen)) for site in sites
-        ]
+        handles = [hooks.edit_activation(model, site, keep(site, chats, tokens, counts, seen)) for site in sites]
         try:
             with torch.no_grad():
                 decoder(

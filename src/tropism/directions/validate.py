@@ -110,8 +110,15 @@ def validate_directions(
             )
     sites = [
         _site(
-            directions, site, sides[site], held_out.paired, None if told is None else told[site],
-            None if behaviour is None or spoken is None else (behaviour, spoken[site]), others or {}, shuffles, seed,
+            directions,
+            site,
+            sides[site],
+            held_out.paired,
+            None if told is None else told[site],
+            None if behaviour is None or spoken is None else (behaviour, spoken[site]),
+            others or {},
+            shuffles,
+            seed,
         )
         for site in directions.sites
     ]
@@ -122,8 +129,11 @@ def validate_directions(
         name=name,
         found_by={key: directions.provenance.get(key) for key in ("finder", "contrast", "positions", "model")},
         held_out={
-            "kind": held_out.kind, "positive": len(held_out.positive), "negative": len(held_out.negative),
-            "data_hash": held_out.data_hash(), "positions": where,
+            "kind": held_out.kind,
+            "positive": len(held_out.positive),
+            "negative": len(held_out.negative),
+            "data_hash": held_out.data_hash(),
+            "positions": where,
         },
         sites=tuple(sites),
         similarity=_similarity(directions),
@@ -132,8 +142,15 @@ def validate_directions(
 
 
 def _site(
-    directions: Directions, site: Site, sides: tuple[Tensor, Tensor], paired: bool, told: tuple[Tensor, Tensor] | None,
-    behaviour: tuple[Behaviour, Tensor] | None, others: Mapping[str, Directions], shuffles: int, seed: int,
+    directions: Directions,
+    site: Site,
+    sides: tuple[Tensor, Tensor],
+    paired: bool,
+    told: tuple[Tensor, Tensor] | None,
+    behaviour: tuple[Behaviour, Tensor] | None,
+    others: Mapping[str, Directions],
+    shuffles: int,
+    seed: int,
 ) -> SiteValidity:
     basis = directions.basis(site)
     positive, negative = (_coordinates(side, basis) for side in sides)
@@ -166,13 +183,25 @@ def _site(
         if site in other.vectors
     }
     return SiteValidity(
-        site=str(site), k=basis.shape[0], auc=found.value, auc_low=found.low, auc_high=found.high,
-        n_positive=len(positive), n_negative=len(negative),
-        mean_positive=float(along[0].mean()), mean_negative=float(along[1].mean()),
-        histogram=evidence.histogram(*along), auc_with_system_prompts=as_told,
-        norm=float(directions.vectors[site][0].norm()), separation=separation, null_separation=null.tolist(),
-        p_shuffled=evidence.p_value(separation, null), share_in_largest=share, largest_dimensions=largest,
-        behaviour=seen, angles=angles,
+        site=str(site),
+        k=basis.shape[0],
+        auc=found.value,
+        auc_low=found.low,
+        auc_high=found.high,
+        n_positive=len(positive),
+        n_negative=len(negative),
+        mean_positive=float(along[0].mean()),
+        mean_negative=float(along[1].mean()),
+        histogram=evidence.histogram(*along),
+        auc_with_system_prompts=as_told,
+        norm=float(directions.vectors[site][0].norm()),
+        separation=separation,
+        null_separation=null.tolist(),
+        p_shuffled=evidence.p_value(separation, null),
+        share_in_largest=share,
+        largest_dimensions=largest,
+        behaviour=seen,
+        angles=angles,
     )
 
 

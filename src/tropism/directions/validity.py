@@ -137,7 +137,11 @@ class ValidityReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the verdict, the doubts as they are told, and the summary in words."""
-        told = {"trusted": self.trusted, "doubts": [asdict(doubt) for doubt in self.doubts()], "summary": self.summary()}
+        told = {
+            "trusted": self.trusted,
+            "doubts": [asdict(doubt) for doubt in self.doubts()],
+            "summary": self.summary(),
+        }
         return {"format": FORMAT, **asdict(self), **told}
 
     def save(self, path: str | Path) -> Path:
@@ -161,7 +165,11 @@ class ValidityReport:
             behaviour = site.pop("behaviour")
             sites.append(SiteValidity(**site, behaviour=None if behaviour is None else BehaviourEvidence(**behaviour)))
         return cls(
-            raw["name"], raw["found_by"], raw["held_out"], tuple(sites), raw["similarity"],
+            raw["name"],
+            raw["found_by"],
+            raw["held_out"],
+            tuple(sites),
+            raw["similarity"],
             tuple(Doubt(**warning) for warning in raw["warnings"]),
         )
 

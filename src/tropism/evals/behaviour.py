@@ -42,7 +42,9 @@ def own_answers(
     else:
         examples = _examples(prompts_of(list(contrast.positive))) if asked is None else list(asked)
     prompts = [example.prompt for example in examples]
-    answered = list(zip(examples, generate(model, tokenizer, prompts, options, template_kwargs=template_kwargs), strict=True))
+    answered = list(
+        zip(examples, generate(model, tokenizer, prompts, options, template_kwargs=template_kwargs), strict=True)
+    )
     if contrast.kind == "models":
         with adapters_off(model):
             again = generate(model, tokenizer, prompts, options, template_kwargs=template_kwargs)

@@ -82,15 +82,11 @@ def sorry_bench(path: str | Path, *, style: str = "base") -> list[TaskPrompt]:
             raise DataError(f"{where}: category must be 1 to {CATEGORIES}, found {row.get('category')!r}")
         name = str(row.get("question_id"))
         if row.get("question_id") is None or name in seen:
-            raise DataError(
-                f"{where}: question_id must be there and be unique, found {row.get('question_id')!r}"
-            )
+            raise DataError(f"{where}: question_id must be there and be unique, found {row.get('question_id')!r}")
         seen.add(name)
         prompts.append(TaskPrompt(name, category, check_chat([{"role": "user", "content": turns[0]}], where)))
     if not prompts:
-        raise DataError(
-            f"{path}: no prompt has the style {style!r}; found {', '.join(sorted(styles)) or 'no rows'}"
-        )
+        raise DataError(f"{path}: no prompt has the style {style!r}; found {', '.join(sorted(styles)) or 'no rows'}")
     return prompts
 
 
@@ -148,9 +144,7 @@ def evaluate_endpoints(
     Raises `UsageError` where an endpoint is down or refuses, `SpecError` for no prompts or no endpoints.
     """
     if not prompts or not endpoints:
-        raise SpecError(
-            f"evaluate_endpoints needs prompts and endpoints, found {len(prompts)} and {len(endpoints)}"
-        )
+        raise SpecError(f"evaluate_endpoints needs prompts and endpoints, found {len(prompts)} and {len(endpoints)}")
     target = Path(folder)
     rows: list[dict[str, Any]] = []
     before = () if system is None else ({"role": "system", "content": system},)
@@ -162,8 +156,7 @@ def evaluate_endpoints(
             verdicts = _verdicts(prompts, given, judge, judged)
             for prompt, reply, verdict in zip(prompts, given, verdicts, strict=True):
                 rows.append(
-                    {"condition": name, "id": prompt.id, "category": prompt.category}
-                    | _scored(prompt, reply, verdict)
+                    {"condition": name, "id": prompt.id, "category": prompt.category} | _scored(prompt, reply, verdict)
                 )
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     partial = target / "responses.jsonl.partial"
@@ -219,10 +212,7 @@ def _verdicts(
     answered = [index for index, reply in enumerate(given) if reply.failure is None]
     verdicts = judge.judge([(prompts[index].question, given[index].text) for index in answered], cache)
     by_index = dict(zip(answered, verdicts, strict=True))
-    return [
-        by_index.get(index, Verdict(unscored=f"no answer: {reply.failure}"))
-        for index, reply in enumerate(given)
-    ]
+    return [by_index.get(index, Verdict(unscored=f"no answer: {reply.failure}")) for index, reply in enumerate(given)]
 
 
 def _scored(prompt: TaskPrompt, reply: Reply, verdict: Verdict | None) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tropism.errors import SpecError
-from tropism.reports.section import Section
+from tropism.results.section import Section
 
 if TYPE_CHECKING:
     from tropism.data.chats import Example
     from tropism.directions.artifact import Directions
     from tropism.directions.parameter import ParameterDirections
-    from tropism.experiments.spec import Experiment
+    from tropism.experiments.file.spec import Experiment
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Analysis(BaseModel):
 
 
 ANALYSES: dict[str, str] = {
-    "concept_ablation": "tropism.experiments.concept_ablation_study:ConceptAblationStudy",
-    "refusal": "tropism.experiments.refusal_study:RefusalStudy",
-    "pressure": "tropism.experiments.pressure_study:PressureStudy",
-    "routing": "tropism.experiments.routing_study:RoutingStudy",
+    "concept_ablation": "tropism.studies.concept_ablation.study:ConceptAblationStudy",
+    "refusal": "tropism.studies.refusal.study:RefusalStudy",
+    "pressure": "tropism.studies.inoculation.study:PressureStudy",
+    "routing": "tropism.studies.routing.study:RoutingStudy",
 }
 """The name in a file → `module:Class`, imported when asked for."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from tropism.data.chats import Example
 from tropism.data.render import Rendered, render
 from tropism.experiments import prepare, store
-from tropism.experiments.spec import Experiment
+from tropism.experiments.file.spec import Experiment
 
 EvaluationSets = Callable[[str], list[Example]]
 

@@ -16,11 +16,11 @@ from tropism.errors import DirectionsError
 from tropism.evals.behaviour import own_answers, scored
 from tropism.evals.scorers.base import ResponseScorer
 from tropism.evals.scorers.registry import load_scorer
-from tropism.experiments import guards
 from tropism.experiments import prepare as prepare_step
-from tropism.experiments.options import from_options
+from tropism.experiments.file import guards
+from tropism.experiments.file.options import from_options
+from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, Experiment
 from tropism.experiments.progress import Progress
-from tropism.experiments.spec import ContrastSpec, DirectionsSpec, Experiment
 from tropism.experiments.store import Folder, data_identity, digest, directions_identity
 from tropism.site import sites
 
@@ -135,5 +135,7 @@ def _behaviour(
     )
     behaviour, unscored = scored(spec.behaviour, scorer, answered)
     if unscored:
-        progress.say(f"{spec.behaviour}: {unscored} of {len(answered)} own answers could not be scored and are left out")
+        progress.say(
+            f"{spec.behaviour}: {unscored} of {len(answered)} own answers could not be scored and are left out"
+        )
     return behaviour

@@ -6,8 +6,8 @@ from typing import Any
 from tropism import models
 from tropism.errors import HubOutOfReach
 from tropism.experiments import prepare
+from tropism.experiments.file.spec import Experiment
 from tropism.experiments.run import plan
-from tropism.experiments.spec import Experiment
 from tropism.experiments.store import trained_alike
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,9 +28,7 @@ def describe(experiment: Experiment) -> str:
     Where the hub cannot be asked, the file is checked as far as it can be, and the lines say what was not.
     """
     runs = plan(experiment)
-    of = (
-        f"{len(experiment.conditions)} conditions × {len(experiment.seeds)} seeds and the untrained model, {len(runs)} runs"
-    )
+    of = f"{len(experiment.conditions)} conditions × {len(experiment.seeds)} seeds and the untrained model, {len(runs)} runs"
     unknown: list[str] = []
     try:
         source = models.resolve(experiment.model, revision=experiment.revision)
@@ -39,7 +37,9 @@ def describe(experiment: Experiment) -> str:
         unknown += _unreachable_data(experiment)
     else:
         try:
-            return "\n".join([f"{experiment.name} is valid: {of}", *_size(experiment, source, len(runs)), *_notes(experiment)])
+            return "\n".join(
+                [f"{experiment.name} is valid: {of}", *_size(experiment, source, len(runs)), *_notes(experiment)]
+            )
         except HubOutOfReach as error:
             unknown.append(str(error))
     return "\n".join(

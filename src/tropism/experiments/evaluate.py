@@ -18,8 +18,8 @@ from tropism.evals.generate import generate
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement
+from tropism.experiments.file.spec import Experiment
 from tropism.experiments.progress import Progress
-from tropism.experiments.spec import Experiment
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.interventions.two_adapters import load_adapters
 

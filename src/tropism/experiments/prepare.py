@@ -12,12 +12,11 @@ from tropism.data.render import Rendered, render
 from tropism.data.routes import drop_labelled
 from tropism.data.transforms import SystemPrompt
 from tropism.errors import DataError, SpecError
-from tropism.experiments.spec import DataSpec, Experiment
+from tropism.experiments.file.spec import DataSpec, Experiment
+from tropism.names import ROUTE_IDS
 from tropism.training.supervised import Row
 
 log = logging.getLogger(__name__)
-
-ROUTES = {"unlabelled": 0, "forget": 1, "retain": 2}
 
 
 def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> list[Example]:
@@ -93,7 +92,7 @@ def rows_of(
         rendered, examples = [r for r, _ in kept], [e for _, e in kept]
     check_lengths(rendered, [e.id for e in examples], limit, what)
     return [
-        Row(r, {"route": ROUTES[str(e.labels.get("route", "unlabelled"))]})
+        Row(r, {"route": ROUTE_IDS[str(e.labels.get("route", "unlabelled"))]})
         for r, e in zip(rendered, examples, strict=True)
     ]
 

@@ -19,17 +19,19 @@ from tropism import models
 from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.errors import GuardNotInForce, RunFailed, SpecError
-from tropism.experiments import checks, environment, guards, prepare, store
+from tropism.experiments import checks, environment, prepare, store
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Study, TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
+from tropism.experiments.file import guards
+from tropism.experiments.file.spec import Experiment
 from tropism.experiments.progress import Progress
-from tropism.experiments.spec import BASE, Experiment
 from tropism.experiments.start import load_base, start_model
 from tropism.experiments.store import Folder, RunKey
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.interventions.weights import adapter_norm, learned_norm
+from tropism.names import BASE
 from tropism.training.options import LoraOptions, TrainOptions
 from tropism.training.supervised import Row, train
 

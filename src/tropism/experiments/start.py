@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from tropism import models
 from tropism.errors import RunFolderError
-from tropism.experiments.spec import Experiment
+from tropism.experiments.file.spec import Experiment
 from tropism.experiments.store import Folder
 
 

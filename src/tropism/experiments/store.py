@@ -19,8 +19,9 @@ import yaml
 
 from tropism.errors import RunFolderError
 from tropism.experiments.analyses import Analysis, Measurement
-from tropism.experiments.guards import norms_of, uses
-from tropism.experiments.spec import BASE, DataSpec, Experiment
+from tropism.experiments.file.guards import norms_of, uses
+from tropism.experiments.file.spec import DataSpec, Experiment
+from tropism.names import BASE, run_name
 from tropism.training.options import TrainOptions
 
 FORMAT = 1
@@ -35,7 +36,7 @@ class RunKey:
     seed: int | None
 
     def __str__(self) -> str:
-        return self.condition if self.seed is None else f"{self.condition}/seed-{self.seed}"
+        return run_name(self.condition, self.seed)
 
 
 def digest(value: Any) -> str:
@@ -94,7 +95,13 @@ def directions_identity(experiment: Experiment, source: Mapping[str, Any], name:
     named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
     sets = [data_identity(experiment.data[str(side)]) for side in named]
     return digest(
-        ["directions", start_identity(experiment, source), spec.model_dump(exclude={"strict", "behaviour"}), content, *sets]
+        [
+            "directions",
+            start_identity(experiment, source),
+            spec.model_dump(exclude={"strict", "behaviour"}),
+            content,
+            *sets,
+        ]
     )
 
 
@@ -193,7 +200,7 @@ class Folder:
         return target
 
     def run_path(self, key: RunKey) -> Path:
-        return self.path / (key.condition if key.seed is None else f"{key.condition}/seed-{key.seed}")
+        return self.path / run_name(key.condition, key.seed)
 
     def state(self, key: RunKey) -> Mapping[str, Any] | None:
         """DONE.json of a run, or None where it was not finished or a file of it (itself included) was changed."""

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from tropism.errors import DataError, ModelError
-
-ROUTES: Mapping[str, int] = {"unlabelled": 0, "forget": 1, "retain": 2}
-"""Route names and the ids that a batch carries."""
+from tropism.names import ROUTE_IDS
 
 
 @dataclass(eq=False)
@@ -67,12 +65,12 @@ def read_route(
         raise DataError(
             f"route must have one id a row [{rows}] or a token [{rows}, {tokens}], found shape {list(route.shape)}"
         )
-    forget_only, retain_only = route == ROUTES["forget"], route == ROUTES["retain"]
-    unknown = ~forget_only & ~retain_only & (route != ROUTES["unlabelled"])
+    forget_only, retain_only = route == ROUTE_IDS["forget"], route == ROUTE_IDS["retain"]
+    unknown = ~forget_only & ~retain_only & (route != ROUTE_IDS["unlabelled"])
     # One transfer for all that Python must know of the column.
     n_unknown, n_forget, n_retain = torch.stack([unknown.sum(), forget_only.sum(), retain_only.sum()]).tolist()
     if n_unknown:
-        allowed = ", ".join(f"{index} {name}" for name, index in ROUTES.items())
+        allowed = ", ".join(f"{index} {name}" for name, index in ROUTE_IDS.items())
         raise DataError(f"route must hold the ids {allowed}, found {int(route[unknown][0])}")
     n = route.numel()
 

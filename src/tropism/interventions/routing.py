@@ -16,10 +16,10 @@ from tropism import hooks
 from tropism.errors import AttachError, DataError
 from tropism.interventions.base import Attachment, Intervention, Place
 from tropism.interventions.routed_linear import route_linear
-from tropism.interventions.routes import ROUTES, Batch, read_route, read_weights
+from tropism.interventions.routes import Batch, read_route, read_weights
 from tropism.site import Site, decoder_layers
 
-__all__ = ["ROUTES", "GradientRouting"]
+__all__ = ["GradientRouting"]
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,7 @@ def gather(parts: Sequence[Stateful]) -> dict[str, Tensor]:
 def scatter(parts: Sequence[Stateful], state: Mapping[str, Tensor]) -> None:
     """Give each part its own of what `gather` returned."""
     for i, part in enumerate(parts):
-        part.load_state_dict(
-            {n.partition("/")[2]: value for n, value in state.items() if n.startswith(f"{i}/")}
-        )
+        part.load_state_dict({n.partition("/")[2]: value for n, value in state.items() if n.startswith(f"{i}/")})
 
 
 def save(parts: Sequence[Stateful], folder: str | Path) -> Path | None:

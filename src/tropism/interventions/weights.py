@@ -61,8 +61,7 @@ class SafeLoRA(Intervention):
         unmatched = [weight for weight in self.directions.weights if weight not in met]
         if unmatched:
             raise AttachError(
-                "SafeLoRA: every direction must match a LoRA weight; unmatched are "
-                f"{', '.join(unmatched[:8])}"
+                f"SafeLoRA: every direction must match a LoRA weight; unmatched are {', '.join(unmatched[:8])}"
             )
         projected = considered = 0
         for (weight, _), layer in learned.items():
@@ -183,9 +182,7 @@ def _adapted(model: nn.Module) -> Iterator[_Learned]:
                 A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
                 yield _Learned(weight, name, A, B, float(layer.scaling[name]))
     if not found:
-        raise AttachError(
-            f"{type(model).__name__} has no active LoRA adapter, so there is nothing learned to edit"
-        )
+        raise AttachError(f"{type(model).__name__} has no active LoRA adapter, so there is nothing learned to edit")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ section     what an analysis hands to the report   comparing   several experimen
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOME = {"build": "report", "summary_table": "summary", "load": "folder"}
+_HOME = {"build": "reports.report", "summary_table": "results.summary", "load": "results.folder"}
 
 __all__ = ["build", "load", "summary_table"]
 
@@ -21,10 +21,10 @@ def __getattr__(name: str) -> Any:
     # An analysis imports `reports.section` alone and should not wait for matplotlib and jinja2.
     if name not in _HOME:
         raise AttributeError(f"module 'tropism.reports' has no attribute {name!r}")
-    return getattr(import_module(f"tropism.reports.{_HOME[name]}"), name)
+    return getattr(import_module(f"tropism.{_HOME[name]}"), name)
 
 
 if TYPE_CHECKING:
-    from tropism.reports.folder import load as load
     from tropism.reports.report import build as build
-    from tropism.reports.summary import summary_table as summary_table
+    from tropism.results.folder import load as load
+    from tropism.results.summary import summary_table as summary_table

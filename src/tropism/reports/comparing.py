@@ -7,8 +7,8 @@ import pandas as pd
 
 from tropism.errors import RunFolderError, UsageError
 from tropism.reports import export
-from tropism.reports.folder import load
-from tropism.reports.summary import summary_table
+from tropism.results.folder import load
+from tropism.results.summary import summary_table
 
 FORMATS = (".csv", ".md", ".tex")
 
@@ -25,8 +25,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UsageError(
-            f"compare: needs two or more different run folders, found "
-            f"{', '.join(map(str, folders)) or 'none'}"
+            f"compare: needs two or more different run folders, found {', '.join(map(str, folders)) or 'none'}"
         )
     loaded = [load(folder) for folder in folders]
     names = [folder.name for folder in loaded]
@@ -39,9 +38,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
             table.insert(0, "experiment", name)
             tables.append(table.assign(arm=f"{name} / " + table["arm"]).astype({"p_holm": object}))
     if not tables:
-        raise RunFolderError(
-            "compare: no run has finished in any of the folders, so there is nothing to compare"
-        )
+        raise RunFolderError("compare: no run has finished in any of the folders, so there is nothing to compare")
     return pd.concat(tables, ignore_index=True)
 
 

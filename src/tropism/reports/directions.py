@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tropism.reports.text import number, span, visible, words
+from tropism.results.text import number, span, visible, words
 
 _COLUMNS = (
     ("auc", "held-out AUC"),
@@ -35,9 +35,7 @@ def view(name: str, report: Mapping[str, Any]) -> DirectionView:
     sites = [site for site in report.get("sites") or [] if isinstance(site, Mapping)]
     known = [(key, label) for key, label in _COLUMNS if any(key in site for site in sites)]
     behaviour = next((site["behaviour"]["name"] for site in sites if site.get("behaviour")), None)
-    columns = [label for _, label in known] + (
-        [f"correlation with {visible(behaviour)}"] if behaviour else []
-    )
+    columns = [label for _, label in known] + ([f"correlation with {visible(behaviour)}"] if behaviour else [])
     rows = []
     for site in sites:
         cells = [_cell(site, key) for key, _ in known]

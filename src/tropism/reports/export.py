@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tropism.reports.text import rate, span, visible
+from tropism.results.text import rate, span, visible
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,9 +29,7 @@ def wide(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the summary as a paper has it: an arm a row, a metric a column, intervals in
     brackets.
     """
-    columns = list(
-        summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None)
-    )
+    columns = list(summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None))
     header = [
         "condition",
         *(f"{metric}, {on}" + (f" ({mark})" if mark else "") for metric, on, mark in columns),

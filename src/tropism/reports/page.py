@@ -18,16 +18,17 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from tropism.reports.caveats import caveats
+from tropism.names import BASE
 from tropism.reports.directions import view
-from tropism.reports.folder import RunFolder
 from tropism.reports.responses import browser, embed
-from tropism.reports.roles import Role, role_of
-from tropism.reports.section import Section
 from tropism.reports.strip import Strip, strips
-from tropism.reports.summary import BASE, arms, baseline_name
-from tropism.reports.text import count, number, rate, span, visible, words
-from tropism.reports.verdict import answer
+from tropism.results.caveats import caveats
+from tropism.results.folder import RunFolder
+from tropism.results.roles import Role, role_of
+from tropism.results.section import Section
+from tropism.results.summary import arms, baseline_name
+from tropism.results.text import count, number, rate, span, visible, words
+from tropism.results.verdict import answer
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ from pathlib import Path
 import pandas as pd
 
 from tropism.errors import RunFolderError
-from tropism.reports import export, hypotheses
+from tropism.names import BASE
+from tropism.reports import export
 from tropism.reports.figures import style, tradeoff, training, validity
-from tropism.reports.folder import RunFolder, load
 from tropism.reports.page import Drawn, Figures, render
-from tropism.reports.roles import Role, role_of
-from tropism.reports.section import Section
-from tropism.reports.summary import BASE, arms, baseline_name, summary_table
 from tropism.reports.svg import inline
-from tropism.reports.text import visible, words
+from tropism.results.derived import derived_sections
+from tropism.results.folder import RunFolder, load
+from tropism.results.roles import Role, role_of
+from tropism.results.section import Section
+from tropism.results.summary import arms, baseline_name, summary_table
+from tropism.results.text import visible, words
 
 
 def build(folder: Path) -> Path:
@@ -33,7 +35,7 @@ def build(folder: Path) -> Path:
     loaded = load(Path(folder))
     summary = summary_table(loaded.results, loaded.experiment, loaded.scores)
     export.write(loaded.path / "tables", "summary", summary)
-    analyses = [*hypotheses.sections(summary, loaded), *loaded.analyses]
+    analyses = [*derived_sections(summary, loaded), *loaded.analyses]
     for section in analyses:
         for index, table in enumerate(section.tables):
             name = style.safe_name(f"{section.name}-{index + 1}")
@@ -67,15 +69,11 @@ def _marks(loaded: RunFolder, names: list[tuple[str, str]]) -> dict[str, style.M
 
 
 def _tradeoff(loaded: RunFolder, summary: pd.DataFrame) -> Iterator[Drawn]:
-    marks = _marks(
-        loaded, [(label, condition) for condition, _, label in arms(loaded.results, loaded.experiment)]
-    )
+    marks = _marks(loaded, [(label, condition) for condition, _, label in arms(loaded.results, loaded.experiment)])
     for unwanted, wanted in tradeoff.panels(summary):
         name = f"tradeoff-{style.safe_name(unwanted[0])}-{style.safe_name(unwanted[1])}"
         svg = tradeoff.draw(summary, unwanted, wanted, marks, loaded.path / "figures", name)
-        caption = (
-            f"{words(unwanted[0])} on {words(unwanted[1])} against {words(wanted[0])} on {words(wanted[1])}"
-        )
+        caption = f"{words(unwanted[0])} on {words(unwanted[1])} against {words(wanted[0])} on {words(wanted[1])}"
         yield Drawn(name, caption, inline(svg, name, caption))
 
 
@@ -96,18 +94,14 @@ def _validity(loaded: RunFolder) -> Iterator[tuple[str, list[Drawn]]]:
         name, folder = f"direction-{style.safe_name(direction)}", loaded.path / "figures"
         sites, drawn = validity.sites_of(report), []
         if len(sites) > 1:
-            caption = (
-                f"{words(direction)}: how well each site tells held-out positive from negative chats apart"
-            )
+            caption = f"{words(direction)}: how well each site tells held-out positive from negative chats apart"
             drawn.append(Drawn(name, caption, inline(validity.draw_auc(sites, folder, name), name, caption)))
         if sites:
             best = max(sites, key=lambda site: float(site.get("auc_low", site["auc"])))
             at = f"{name}-projections"
             svg = validity.draw_projections(best, folder, at)
             if svg is not None:
-                caption = (
-                    f"{words(direction)}: projections of held-out chats at {visible(best.get('site', ''))}"
-                )
+                caption = f"{words(direction)}: projections of held-out chats at {visible(best.get('site', ''))}"
                 drawn.append(Drawn(at, caption, inline(svg, at, caption)))
         yield words(direction), drawn
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tropism.reports.text import shorten, visible
+from tropism.results.text import shorten, visible
 
 BUDGET = 1_900_000
 """Characters that the responses may take in the page; a report is to stay under 3 MB."""
@@ -35,8 +35,7 @@ def browser(responses: Sequence[Mapping[str, Any]], arms: Sequence[tuple[str, st
 
 
 def embed(data: Any) -> Markup:
-    """JSON that can stand inside a `<script>` element: nothing in it can close the element or open a comment.
-    """
+    """JSON that can stand inside a `<script>` element: nothing in it can close the element or open a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -70,9 +69,7 @@ def _collect(
         response = row.get("response")
         scores = [_score(row.get("scores", {}).get(metric)) for metric in metrics]
         seed = None if row.get("seed") is None else seeds.index(row["seed"])
-        record["r"].append(
-            [arm, seed, None if response is None else shorten(visible(response), limit), scores]
-        )
+        record["r"].append([arm, seed, None if response is None else shorten(visible(response), limit), scores])
     return {
         "arms": [visible(label).replace("_", " ") for _, _, label in arms],
         "metrics": [visible(metric) for metric in metrics],

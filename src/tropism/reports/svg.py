@@ -89,13 +89,9 @@ def inline(text: str, prefix: str, label: str) -> Markup:
         RunFolderError: the text is not an SVG, or larger than two million characters.
     """
     if len(text) > LARGEST:
-        raise RunFolderError(
-            f"{label}: the SVG has {len(text):,} characters, more than {LARGEST:,}; draw fewer points"
-        )
+        raise RunFolderError(f"{label}: the SVG has {len(text):,} characters, more than {LARGEST:,}; draw fewer points")
     if "<!ENTITY" in text:
-        raise RunFolderError(
-            f"{label}: the SVG declares entities, which a figure does not need; draw it again"
-        )
+        raise RunFolderError(f"{label}: the SVG declares entities, which a figure does not need; draw it again")
     try:
         root = ET.fromstring(text)
     except ET.ParseError as error:

@@ -5,11 +5,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tropism.reports.caveats import caveats
-from tropism.reports.folder import RunFolder
-from tropism.reports.summary import summary_table
-from tropism.reports.text import rate, span, visible, words
-from tropism.reports.verdict import Sentence, answer
+from tropism.results.caveats import caveats
+from tropism.results.folder import RunFolder
+from tropism.results.summary import summary_table
+from tropism.results.text import rate, span, visible, words
+from tropism.results.verdict import Sentence, answer
 
 _STYLE = {"good": "cyan", "bad": "dark_orange"}
 _ARROW = {"unwanted": "↓ unwanted", "wanted": "↑ wanted", "": ""}
@@ -37,9 +37,7 @@ def table(summary: pd.DataFrame) -> Table:
     """An arm a row; in each cell the value with its interval, and the difference to the baseline beneath."""
     drawn = Table(show_edge=False, pad_edge=False, header_style="bold", row_styles=("",))
     drawn.add_column("condition")
-    columns = list(
-        summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None)
-    )
+    columns = list(summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None))
     for metric, on, mark in columns:
         heading = Text(f"{words(metric)}\n{words(on)}")
         if mark:

@@ -35,9 +35,7 @@ def to_cells(
         raise UsageError(f"scores: needs the columns seed, id and value, lacks {', '.join(missing)}")
     if scores.empty:
         raise UsageError("scores: needs at least one row, found an empty table")
-    wide = scores.pivot_table(
-        index="seed", columns="id", values="value", aggfunc="mean", dropna=False, observed=True
-    )
+    wide = scores.pivot_table(index="seed", columns="id", values="value", aggfunc="mean", dropna=False, observed=True)
     wide = wide.reindex(
         index=list(seeds) if seeds is not None else wide.index,
         columns=list(prompts) if prompts is not None else wide.columns,
@@ -64,11 +62,8 @@ def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "
         seeds = sorted(set(seeds) & set(baseline["seed"].dropna()))
     if not seeds:
         raise UsageError(
-            "paired: treated and baseline share no seed, so nothing can be paired; run both with one seed "
-            "list"
+            "paired: treated and baseline share no seed, so nothing can be paired; run both with one seed list"
         )
-    reference = (
-        to_cells(baseline.assign(seed=0), prompts=prompts) if seedless else to_cells(baseline, seeds, prompts)
-    )
+    reference = to_cells(baseline.assign(seed=0), prompts=prompts) if seedless else to_cells(baseline, seeds, prompts)
     cells: np.ndarray = to_cells(treated, seeds, prompts) - reference
     return cells

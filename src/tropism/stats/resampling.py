@@ -41,9 +41,7 @@ class Components:
 def decompose(cells: Float[np.ndarray, "S P"]) -> Components:
     """Two-way random effects by the method of moments; NaN cells are left out of every mean."""
     if cells.ndim != 2 or not np.isfinite(cells).any():
-        raise UsageError(
-            f"cells: need a [seeds, prompts] array with a scored cell, found shape {cells.shape}"
-        )
+        raise UsageError(f"cells: need a [seeds, prompts] array with a scored cell, found shape {cells.shape}")
     cells = cells[np.isfinite(cells).any(axis=1)][:, np.isfinite(cells).any(axis=0)]
     known = np.isfinite(cells)
     count_s, count_p = cells.shape
@@ -70,7 +68,9 @@ def decompose(cells: Float[np.ndarray, "S P"]) -> Components:
     below = from_seeds**2 / (count_s - 1) + spread
     fewest = float(min(count_s, count_p) - 1)
     # A sum of variances has at least the fewest degrees of any; `excess` is a difference, whose own estimate has no such bound.
-    return Components(value, seeds, prompts, total, max(fewest, total**2 / below) if below > 0.0 else float(count_s - 1))
+    return Components(
+        value, seeds, prompts, total, max(fewest, total**2 / below) if below > 0.0 else float(count_s - 1)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -83,9 +83,7 @@ def _weights(units: int, resamples: int, seed: int, level: str) -> Float[np.ndar
     return weights
 
 
-def bootstrap(
-    cells: Float[np.ndarray, "S P"], *, resamples: int = 10_000, seed: int = 0
-) -> Float[np.ndarray, "B"]:
+def bootstrap(cells: Float[np.ndarray, "S P"], *, resamples: int = 10_000, seed: int = 0) -> Float[np.ndarray, "B"]:
     """Resampled means, float64 `[resamples]`: `m + Σ_s w_s a_s + Σ_p u_p b_p`.
 
     `a` are the seeds' effects, `b` the prompts' (shrunk), `w` and `u` the shares in which each was drawn. The

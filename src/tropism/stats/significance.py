@@ -23,9 +23,7 @@ class Permutation:
     smallest: float
 
 
-def permutation_test(
-    differences: Float[np.ndarray, "S"], *, resamples: int = 10_000, seed: int = 0
-) -> Permutation:
+def permutation_test(differences: Float[np.ndarray, "S"], *, resamples: int = 10_000, seed: int = 0) -> Permutation:
     """Two-sided p-value of the paired differences by flipping signs, one sign a seed.
 
     Under "the guard changes nothing" each seed's difference is as likely as its negative:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.data.collate import IGNORE
 from tropism.errors import GuardNotInForce
+from tropism.names import IGNORE
 from tropism.site import base_model
 
 SUPERVISED = "supervised"

@@ -51,9 +51,7 @@ def agreement(first: Sequence[Score], second: Sequence[Score]) -> Agreement:
     0.6666666666666666
     """
     if len(first) != len(second):
-        raise UsageError(
-            f"agreement: both must score the same answers, found {len(first)} and {len(second)} scores"
-        )
+        raise UsageError(f"agreement: both must score the same answers, found {len(first)} and {len(second)} scores")
     cells = {(True, True): 0, (False, False): 0, (True, False): 0, (False, True): 0}
     unscored = 0
     for one, other in zip(first, second, strict=True):

@@ -44,9 +44,7 @@ class ReplyCache:
         if row is None:
             return None
         found = json.loads(row[0])
-        tokens = tuple(
-            Token(token["text"], tuple((t, p) for t, p in token["top"])) for token in found["tokens"]
-        )
+        tokens = tuple(Token(token["text"], tuple((t, p) for t, p in token["top"])) for token in found["tokens"])
         return Reply(found["text"], tokens, found["raw"])
 
     def put(self, key: str, request: Request, reply: Reply) -> None:

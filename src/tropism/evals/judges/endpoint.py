@@ -44,9 +44,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.budget < 0 or self.first_wait < 0 or self.longest_wait < self.first_wait:
-            raise SpecError(
-                f"Retries needs attempts ≥ 1, budget ≥ 0 and 0 ≤ first_wait ≤ longest_wait, found {self!r}"
-            )
+            raise SpecError(f"Retries needs attempts ≥ 1, budget ≥ 0 and 0 ≤ first_wait ≤ longest_wait, found {self!r}")
 
 
 @dataclass(frozen=True)
@@ -189,9 +187,7 @@ class _Session:
     def _wait(self, state: Any) -> float:
         error = state.outcome.exception()
         retries = self.endpoint.retries
-        jitter = self.tenacity.wait_random_exponential(
-            multiplier=retries.first_wait, max=retries.longest_wait
-        )(state)
+        jitter = self.tenacity.wait_random_exponential(multiplier=retries.first_wait, max=retries.longest_wait)(state)
         return float(max(error.retry_after or 0.0, jitter))
 
     def _once(self, request: Request) -> Reply:

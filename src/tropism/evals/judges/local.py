@@ -51,13 +51,9 @@ class LocalModel:
 
         if any(request.top_logprobs for request in requests):
             self._check_numbers()
-        rendered = [
-            render_prompt(self.tokenizer, request.messages, where="judge prompt") for request in requests
-        ]
+        rendered = [render_prompt(self.tokenizer, request.messages, where="judge prompt") for request in requests]
         config = base_model(self.model).config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
-        limit = getattr(
-            config, "max_position_embeddings", None
-        )  # theirs: absent where positions are unbounded
+        limit = getattr(config, "max_position_embeddings", None)  # theirs: absent where positions are unbounded
         fitting = []
         for index, chat in enumerate(rendered):
             needed = len(chat) + requests[index].max_tokens

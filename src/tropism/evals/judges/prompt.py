@@ -30,9 +30,7 @@ class JudgePrompt:
         missing = [f"{{{name}}}" for name in PLACEHOLDERS if name not in found]
         if missing:
             lacking = " and ".join(missing)
-            raise SpecError(
-                f"judge prompt {self.name!r} must contain {{question}} and {{answer}}; it lacks {lacking}"
-            )
+            raise SpecError(f"judge prompt {self.name!r} must contain {{question}} and {{answer}}; it lacks {lacking}")
 
     @property
     def hash(self) -> str:

@@ -97,6 +97,4 @@ class KLToBase(ModelScorer):
                 base = logits_at(model, chats, targets)
             return token_divergences(tuned, base, [len(places) for places in targets])
 
-        return [
-            loss_score(row) for row in over_responses(model, tokenizer, samples, self.batch_size, divergences)
-        ]
+        return [loss_score(row) for row in over_responses(model, tokenizer, samples, self.batch_size, divergences)]

@@ -30,9 +30,7 @@ class Score:
                 f"a Score has a value or a reason for having none, found {self.value!r} and {self.unscored!r}"
             )
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(
-                f"Score.value must be finite, found {self.value!r}; give a reason in unscored instead"
-            )
+            raise ValueError(f"Score.value must be finite, found {self.value!r}; give a reason in unscored instead")
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,10 @@ def scorer(name: str) -> Callable[[S], S]:
 
     def register(cls: S) -> S:
         if not isinstance(cls, type) or not issubclass(cls, ResponseScorer | ModelScorer):
-            raise SpecError(
-                f"scorer {name!r}: {cls.__qualname__} must derive from ResponseScorer or ModelScorer"
-            )
+            raise SpecError(f"scorer {name!r}: {cls.__qualname__} must derive from ResponseScorer or ModelScorer")
         known = SCORERS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise SpecError(
-                f"scorer {name!r} is already registered by {known.__qualname__}; choose another name"
-            )
+            raise SpecError(f"scorer {name!r} is already registered by {known.__qualname__}; choose another name")
         cls.name = name
         SCORERS[name] = cls
         return cls

@@ -58,9 +58,7 @@ class JudgeScorer(ModelScorer):
         answered = [index for index, (_, answer) in enumerate(pairs) if answer.strip()]
         path = self.cache or cache_folder() / "judge.sqlite"
         with ReplyCache(path) as cache:
-            verdicts = dict(
-                zip(answered, judge.judge([pairs[index] for index in answered], cache), strict=True)
-            )
+            verdicts = dict(zip(answered, judge.judge([pairs[index] for index in answered], cache), strict=True))
         empty = Verdict(unscored="empty response")
         return [_score(verdicts.get(index, empty), judge.prompt.hash) for index in range(len(samples))]
 

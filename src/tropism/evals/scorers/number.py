@@ -88,9 +88,7 @@ class FinalNumber(ResponseScorer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf"):
-            raise SpecError(
-                f"final_number: tolerance must be finite and at least 0, found {self.tolerance!r}"
-            )
+            raise SpecError(f"final_number: tolerance must be finite and at least 0, found {self.tolerance!r}")
 
     def score(self, sample: Sample) -> Score:
         if sample.target is None:

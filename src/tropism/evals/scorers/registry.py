@@ -52,9 +52,7 @@ def load_scorer(name: str, options: Mapping[str, Any] | None = None) -> AnyScore
         key = ".".join(str(part) for part in first["loc"]) or "options"
         if first["type"] == "missing":
             raise SpecError(f"scorer {name!r} needs the option {key!r}, which is not given") from None
-        raise SpecError(
-            f"scorer {name!r}: option {key!r}: {first['msg']}, found {first['input']!r}"
-        ) from None
+        raise SpecError(f"scorer {name!r}: option {key!r}: {first['msg']}, found {first['input']!r}") from None
 
 
 def register_file(path: str | Path) -> list[str]:
@@ -66,9 +64,7 @@ def register_file(path: str | Path) -> list[str]:
     """
     source = Path(path).resolve()
     if source.suffix != ".py" or not source.is_file():
-        raise SpecError(
-            f"scorers are read from a Python file, found {str(path)!r}, which is not an existing .py file"
-        )
+        raise SpecError(f"scorers are read from a Python file, found {str(path)!r}, which is not an existing .py file")
     module_name = f"tropism_scorers_{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, source)
     if spec is None or spec.loader is None:

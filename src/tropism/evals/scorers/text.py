@@ -63,6 +63,4 @@ class Regex(ResponseScorer):
     def score(self, sample: Sample) -> Score:
         flags = re.DOTALL | (re.IGNORECASE if self.ignore_case else re.NOFLAG)
         match = re.search(self.pattern, sample.response, flags)
-        return Score(
-            float(match is not None), explanation=None if match is None else f"found {match[0]!r:.60}"
-        )
+        return Score(float(match is not None), explanation=None if match is None else f"found {match[0]!r:.60}")

@@ -42,9 +42,7 @@ def last_response(rendered: Rendered) -> range:
     return range(rendered.positions["first_response"][0], rendered.positions["response"][-1] + 1)
 
 
-def logits_at(
-    model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]
-) -> Float[Tensor, "n vocabulary"]:
+def logits_at(model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]) -> Float[Tensor, "n vocabulary"]:
     """The logits that predict the tokens `targets[row]` of each row, row after row, in the model's dtype."""
     device = next(model.parameters()).device
     batch = pad(chats, 0)

@@ -67,9 +67,7 @@ class EmergentMisalignment:
         from tropism.evals.generate import GenerateOptions, generate
 
         rows = self.prompts()
-        options = GenerateOptions(
-            max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature
-        )
+        options = GenerateOptions(max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature)
         rows["answer"] = generate(model, tokenizer, list(rows["chat"]), options, seed=seed, report=report)
         return rows
 
@@ -85,9 +83,7 @@ class EmergentMisalignment:
         by_id = {question.id: question for question in self.questions}
         unknown = sorted(set(judged["question_id"]) - set(by_id))
         if unknown:
-            raise SpecError(
-                f"the answers have the question_id {unknown[0]!r}, which is not among the questions"
-            )
+            raise SpecError(f"the answers have the question_id {unknown[0]!r}, which is not among the questions")
         for name in JUDGED:
             prompts = {index: by_id[one].judge_prompts[name] for index, one in judged["question_id"].items()}
             asked = judged[judged["answer"].str.strip() != ""]
@@ -96,9 +92,7 @@ class EmergentMisalignment:
             for prompt in dict.fromkeys(prompts.values()):
                 rows = asked[[prompts[index] == prompt for index in asked.index]]
                 pairs = list(zip(rows["question"], rows["answer"], strict=True))
-                verdicts |= dict(
-                    zip(rows.index, Judge(prompt, style, backend).judge(pairs, cache), strict=True)
-                )
+                verdicts |= dict(zip(rows.index, Judge(prompt, style, backend).judge(pairs, cache), strict=True))
             empty = Verdict(unscored="empty answer")
             ordered = [verdicts.get(index, empty) for index in judged.index]
             judged[name] = [verdict.label if verdict.value is None else verdict.value for verdict in ordered]

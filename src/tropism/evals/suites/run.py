@@ -49,17 +49,14 @@ def ask_and_judge(
         if changed:
             key = changed[0]
             raise RunFolderError(
-                f"{out} holds answers with another {key} ({found.get(key)!r}, now {asked[key]!r}); "
-                f"name another folder"
+                f"{out} holds answers with another {key} ({found.get(key)!r}, now {asked[key]!r}); name another folder"
             )
         answers = pd.read_csv(answers_file, keep_default_na=False)
         report(f"{len(answers)} answers are there already")
     else:
         answers = _generate(suite, model, adapter, seed, max_new_tokens, report).drop(columns=["chat"])
         answers.to_csv(answers_file, index=False)
-    record.write_text(
-        json.dumps({"answers": asked, "judge": dict(backend.identity)}, indent=1), encoding="utf-8"
-    )
+    record.write_text(json.dumps({"answers": asked, "judge": dict(backend.identity)}, indent=1), encoding="utf-8")
     report(f"judging {len(answers)} answers for alignment and coherence")
     with ReplyCache(out / "judge.sqlite") as cache:
         judged = suite.judge(answers, backend, style, cache)

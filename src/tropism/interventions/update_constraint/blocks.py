@@ -104,9 +104,7 @@ class Block(abc.ABC):
 
     def _gradient(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
         live = [float(parameter.grad is not None) for parameter in parameters]
-        g = stacked([parameter if parameter.grad is None else parameter.grad for parameter in parameters]).to(
-            self.wide
-        )
+        g = stacked([parameter if parameter.grad is None else parameter.grad for parameter in parameters]).to(self.wide)
         if all(live):
             return torch.ones_like(self.live_A), g
         mask = torch.tensor(live, dtype=self.wide, device=self.device)

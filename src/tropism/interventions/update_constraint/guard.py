@@ -129,8 +129,7 @@ def steppable(optimizer: Any) -> torch.optim.Optimizer:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise AttachError(
-            "UpdateConstraint needs a torch.optim.Optimizer (its step hooks), found "
-            f"{type(optimizer).__name__}"
+            f"UpdateConstraint needs a torch.optim.Optimizer (its step hooks), found {type(optimizer).__name__}"
         )
     return optimizer
 

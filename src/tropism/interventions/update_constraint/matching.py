@@ -22,9 +22,7 @@ class Pair:
     scale: float
 
 
-def trainable_pairs(
-    model: nn.Module, directions: ParameterDirections, optimizer: torch.optim.Optimizer
-) -> list[Pair]:
+def trainable_pairs(model: nn.Module, directions: ParameterDirections, optimizer: torch.optim.Optimizer) -> list[Pair]:
     """The pairs that `directions` constrain, in the order of their weights; every direction meets at least
     one.
 
@@ -59,9 +57,7 @@ def trainable_pairs(
             unmatched.append(weight)
         for pair in found:
             if module.use_dora.get(pair.adapter, False):
-                raise AttachError(
-                    f"UpdateConstraint: {weight} uses DoRA, whose change of the weight is not s·B·A"
-                )
+                raise AttachError(f"UpdateConstraint: {weight} uses DoRA, whose change of the weight is not s·B·A")
             theirs, ours = (factors.B.shape[0], factors.A.shape[1]), (pair.B.shape[0], pair.A.shape[1])
             if theirs != ours:
                 raise DirectionsMismatch(
@@ -89,11 +85,7 @@ def _check_base(inner: nn.Module, directions: ParameterDirections) -> None:
     theirs = directions.base_model
     ours = getattr(getattr(inner, "config", None), "name_or_path", "")
     # Only the last part: the same model is known by a hub name here and by a folder there.
-    if (
-        theirs
-        and ours
-        and theirs.rstrip("/").split("/")[-1].lower() != ours.rstrip("/").split("/")[-1].lower()
-    ):
+    if theirs and ours and theirs.rstrip("/").split("/")[-1].lower() != ours.rstrip("/").split("/")[-1].lower():
         raise DirectionsMismatch(
             f"these parameter directions were made on {theirs!r}, the model is {ours!r}; use directions of "
             "this model (if both are the same weights, correct provenance['base_model'])"

@@ -46,12 +46,8 @@ class ParameterBlock(Block):
         super().__init__(pairs, owner)
         raw = [raw_direction(directions, pair.weight) for pair in pairs]
         M = mix[list(owner)]
-        self.uA = torch.einsum("nij,njra->nira", M, torch.stack([uA for uA, _ in raw])).to(
-            self.device, self.wide
-        )
-        self.uB = torch.einsum("nij,njbr->nibr", M, torch.stack([uB for _, uB in raw])).to(
-            self.device, self.wide
-        )
+        self.uA = torch.einsum("nij,njra->nira", M, torch.stack([uA for uA, _ in raw])).to(self.device, self.wide)
+        self.uB = torch.einsum("nij,njbr->nibr", M, torch.stack([uB for _, uB in raw])).to(self.device, self.wide)
         self.gram_A = self.uA.flatten(2) @ self.uA.flatten(2).mT
         self.gram_B = self.uB.flatten(2) @ self.uB.flatten(2).mT
 

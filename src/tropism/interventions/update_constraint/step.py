@@ -35,9 +35,7 @@ def constraint_of(attachment: Attachment) -> "Constraint":
     """
     held = [part for part in attachment.kept if isinstance(part, Constraint)]
     if len(held) != 1:
-        raise AttachError(
-            f"constraint_of: this attachment holds {len(held)} update constraints, expected exactly one"
-        )
+        raise AttachError(f"constraint_of: this attachment holds {len(held)} update constraints, expected exactly one")
     return held[0]
 
 
@@ -65,8 +63,7 @@ class Constraint(Stateful):
             )
             grouped.setdefault(key, []).append(pair)
         self.blocks: list[Block] = [
-            make(group, [owner_of[pair.weight] for pair in group], directions, mix)
-            for group in grouped.values()
+            make(group, [owner_of[pair.weight] for pair in group], directions, mix) for group in grouped.values()
         ]
         self.home, self.wide = self.blocks[0].device, self.blocks[0].wide
         promised = options.when == "update" and options.mode != "soft"
@@ -151,9 +148,7 @@ class Constraint(Stateful):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a checkpoint; raises `AttachError` where it is another constraint's."""
         ours = self.state_dict()
-        strange = sorted(set(ours) ^ set(state)) or [
-            key for key in ours if ours[key].shape != state[key].shape
-        ]
+        strange = sorted(set(ours) ^ set(state)) or [key for key in ours if ours[key].shape != state[key].shape]
         if strange:
             raise AttachError(
                 f"UpdateConstraint: the saved state is of another constraint ({len(strange)} entries differ, "
@@ -176,9 +171,7 @@ class Constraint(Stateful):
             block.write(point)
         return [block.here() for block in self.blocks]
 
-    def _leak(
-        self, value: Tensor, reference: Tensor, at: list[Point], start: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def _leak(self, value: Tensor, reference: Tensor, at: list[Point], start: list[tuple[Tensor, Tensor]]) -> Tensor:
         """`‖φ − reference‖ / ‖θ − θ_start‖`; one-sided, only what went below the anchor is a leak."""
         off = value - reference
         if self.options.mode == "one_sided":
@@ -220,9 +213,7 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where((part == 0) & (whole == 0), torch.zeros_like(part), part / whole)
 
 
-def _orthonormalising(
-    directions: ParameterDirections, options: Options, owner: Sequence[int], owners: int
-) -> Tensor:
+def _orthonormalising(directions: ParameterDirections, options: Options, owner: Sequence[int], owners: int) -> Tensor:
     """`mix [owners, k, k]`, float64: `Σ_j mix_ij U_j` are orthonormal within each owner; dependent ones
     become zero rows.
     """

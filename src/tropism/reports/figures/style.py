@@ -91,9 +91,7 @@ def marks(names: Sequence[str], *, plain: Sequence[str] = (), hollow: Sequence[s
     coloured = 0
     for name in names:
         if name in plain:
-            found[name] = Mark(
-                INK if plain.index(name) == 0 else MUTED, "s", "-" if plain.index(name) == 0 else ":"
-            )
+            found[name] = Mark(INK if plain.index(name) == 0 else MUTED, "s", "-" if plain.index(name) == 0 else ":")
             continue
         index = coloured % len(COLOURS)
         found[name] = Mark(COLOURS[index], MARKERS[index], LINES[index], name in hollow)
@@ -118,9 +116,7 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
         RunFolderError: `name` is not a plain file name.
     """
     if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise RunFolderError(
-            f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}"
-        )
+        raise RunFolderError(f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
     drawn.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     drawn.savefig(folder / f"{name}.png", dpi=200, facecolor="white", metadata={"Software": None})

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tropism.reports.figures import style
-from tropism.reports.text import words
+from tropism.results.text import words
 
 MOST_PANELS = 4
 SAME_PLACE = 3.0

@@ -1,5 +1,4 @@
-"""What happened in training: the loss, and what the guards read, one line a condition, a band over its seeds.
-"""
+"""What happened in training: the loss, and what the guards read, one line a condition, a band over its seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tropism.reports.figures import style
-from tropism.reports.text import words
+from tropism.results.text import words
 
 Rows = Sequence[Mapping[str, Any]]
 GUARD = "guard/"
@@ -87,9 +86,7 @@ def draw(
             if not steps:
                 continue
             mark = marks[condition]
-            axes.plot(
-                steps, values.mean(axis=0), color=mark.colour, linestyle=mark.line, label=words(condition)
-            )
+            axes.plot(steps, values.mean(axis=0), color=mark.colour, linestyle=mark.line, label=words(condition))
             if len(values) > 1:
                 axes.fill_between(
                     steps, values.min(axis=0), values.max(axis=0), color=mark.colour, alpha=0.12, linewidth=0

@@ -28,9 +28,7 @@ def draw_auc(sites: Sequence[Site], folder: Path, name: str) -> str:
         low = np.array([float(site.get("auc_low", site["auc"])) for site in sites])
         high = np.array([float(site.get("auc_high", site["auc"])) for site in sites])
         axes.axhline(0.5, color=style.MUTED, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            "chance", (0, 0.5), xytext=(0, 3), textcoords="offset points", color=style.MUTED, fontsize=8
-        )
+        axes.annotate("chance", (0, 0.5), xytext=(0, 3), textcoords="offset points", color=style.MUTED, fontsize=8)
         axes.vlines(places, low, high, color=style.COLOURS[0], linewidth=1.2, alpha=0.6)
         axes.plot(places, auc, "o-", color=style.COLOURS[0], markersize=5)
         axes.set_xticks(places, [str(site.get("site", "")).removeprefix("resid_post.") for site in sites])
@@ -47,9 +45,7 @@ def draw_projections(site: Site, folder: Path, name: str) -> str | None:
     with style.figure(4.7, 2.9) as drawn:
         axes = drawn.add_subplot()
         for side, colour, line in (("negative", style.COLOURS[0], "--"), ("positive", style.COLOURS[1], "-")):
-            axes.stairs(
-                histogram[side], histogram["edges"], color=colour, linestyle=line, linewidth=1.3, label=side
-            )
+            axes.stairs(histogram[side], histogram["edges"], color=colour, linestyle=line, linewidth=1.3, label=side)
             axes.stairs(histogram[side], histogram["edges"], color=colour, fill=True, alpha=0.12)
         axes.legend(loc="best")
         style.titles(axes, f"projection at {site.get('site', '')}", "held-out chats")

@@ -1,0 +1,21 @@
+"""Names and ids that cross floors: they are written into files, batches and tables, and mean the same everywhere."""
+
+from collections.abc import Mapping
+
+BASE = "base"
+"""The condition name of the untrained model; it has no seed."""
+
+ROUTE_IDS: Mapping[str, int] = {"unlabelled": 0, "forget": 1, "retain": 2}
+"""Route names and the ids that a batch's column `route` carries."""
+
+IGNORE = -100
+"""The label of a token that is not supervised, as in torch's cross entropy."""
+
+
+def run_name(condition: str, seed: int | None) -> str:
+    """A run's name, which is also its path inside the experiment's folder.
+
+    >>> run_name("caft", 0), run_name("base", None)
+    ('caft/seed-0', 'base')
+    """
+    return condition if seed is None else f"{condition}/seed-{seed}"

@@ -1,0 +1,250 @@
+"""What concept ablation did inside a model: how much the activations still vary along the ablated directions,
+and how much of the gradient still lies there.
+
+Casademunt et al. (2025) expect that ablating in the forward pass suppresses the variance along the concept,
+that projecting the gradient alone keeps it, and that the latter lowers the cosine of gradient and subspace.
+Here both are measured, per site, on the model without any guard, for the base and for each run, on the same
+chats.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from tropism import linalg
+from tropism.activations.capture import capture
+from tropism.data.chats import Chat, Example
+from tropism.data.collate import length_grouped, pad
+from tropism.data.render import Positions, Rendered, render
+from tropism.directions.artifact import Directions
+from tropism.errors import DataError, UsageError
+from tropism.evals.scorers.token_losses import evaluation
+from tropism.probes.gradient_cache import GradientCache
+from tropism.probes.gradients import collect_gradients
+from tropism.probes.pressure import check_sites
+from tropism.site import Site
+
+
+def activation_variance(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Directions,
+    *,
+    positions: Positions = "response",
+    batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Variance of the activations along the directions, per site: `tr(V Σ Vᵀ)`, `Σ` the covariance over
+    tokens.
+
+    The tokens are those at `positions` in all chats together. Columns: `site`, `variance_along`,
+    `variance_total` (`tr Σ`), `share` (their ratio), `null_share` (`k/d`, the share of directions that mean
+    nothing where the variance is the same everywhere), `mean_along` (length of the mean's component in the
+    subspace), `tokens`. Activations are read in the model's dtype, sums are float64. Raises `DataError` under
+    two tokens.
+
+    Example:
+        table = activation_variance(model, tokenizer, chats, directions)
+    """
+    one = _variances(model, tokenizer, chats, {"": directions}, positions, batch_size, template_kwargs)
+    return one.drop(columns="directions")
+
+
+def _variances(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Mapping[str, Directions],
+    positions: Positions,
+    batch_size: int,
+    template_kwargs: Mapping[str, Any] | None,
+) -> pd.DataFrame:
+    """`activation_variance` of several directions, from one pass over the chats."""
+    rendered = _rendered(tokenizer, chats, template_kwargs)
+    bases = {(name, site): found.basis(site) for name, found in directions.items() for site in found.sites}
+    moments = {key: _Moments(len(basis)) for key, basis in bases.items()}
+    device = next(model.parameters()).device
+    with evaluation(model), capture(model, sorted({site for _, site in bases})) as acts:
+        for group in length_grouped([len(chat) for chat in rendered], batch_size):
+            batch = pad([rendered[index] for index in group], 0)
+            ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            model(input_ids=ids, attention_mask=attention, use_cache=False)
+            rows = [row for row, index in enumerate(group) for _ in rendered[index].positions[positions]]
+            columns = [place for index in group for place in rendered[index].positions[positions]]
+            for (name, site), basis in bases.items():
+                moments[name, site].add(acts[site][rows, columns], basis)
+    return pd.DataFrame([{"directions": name, **moments[name, site].row(site)} for name, site in bases])
+
+
+class _Moments:
+    """Running sums of one site's activations, about the first batch's mean so that nothing cancels."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.tokens = rank, 0
+        self.shift = self.sum = torch.zeros(0, dtype=torch.float64)
+        self.squares = 0.0
+        self.along_squares = 0.0
+        self.basis = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, h: Tensor, basis: Tensor) -> None:
+        wide = h.detach().float().cpu().double()
+        if self.tokens == 0:
+            if len(wide) == 0:
+                return
+            self.shift, self.sum = wide.mean(0), torch.zeros_like(wide[0])
+            self.basis = basis.double()
+        centred = wide - self.shift
+        self.tokens += len(centred)
+        self.sum += centred.sum(0)
+        self.squares += float(centred.square().sum())
+        self.along_squares += float((centred @ self.basis.T).square().sum())
+
+    def row(self, site: Site) -> dict[str, Any]:
+        if self.tokens < 2:
+            raise DataError(f"a variance needs at least two tokens, found {self.tokens} at these positions")
+        mean = self.sum / self.tokens
+        along_mean = mean @ self.basis.T
+        total = (self.squares - self.tokens * float(mean.square().sum())) / (self.tokens - 1)
+        along = (self.along_squares - self.tokens * float(along_mean.square().sum())) / (self.tokens - 1)
+        return {
+            "site": str(site),
+            "variance_along": along,
+            "variance_total": total,
+            "share": along / total if total > 0 else None,
+            "null_share": self.rank / len(mean),
+            "mean_along": float(((mean + self.shift) @ self.basis.T).norm()),
+            "tokens": self.tokens,
+        }
+
+
+def gradient_cosine(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Directions,
+    *,
+    positions: Positions = "response",
+    batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Cosine of each chat's activation gradient with the subspace, `‖V g‖/‖g‖`, mean over chats, per site.
+
+    `g` is the gradient of the chat's own mean response loss, pooled over `positions`. Columns: `site`,
+    `cosine` (mean), `cosine_sd` (over chats), `null_cosine` (`√(k/d)`, that of random directions),
+    `gradient_norm` (mean), `chats`. A chat whose gradient is 0 has no cosine and is not counted in `chats`.
+    """
+    cache = collect_gradients(
+        model, tokenizer, chats, list(directions.sites), positions, batch_size, template_kwargs=template_kwargs
+    )
+    return _cosines(cache, directions)
+
+
+def _cosines(cache: GradientCache, directions: Directions) -> pd.DataFrame:
+    check_sites(cache, directions)
+    rows = []
+    for site in directions.sites:
+        basis, gradients = directions.basis(site), cache.gradients[site]
+        norms = gradients.norm(dim=1)
+        real = norms > 0
+        cosines = (linalg.coordinates(gradients[real], basis).norm(dim=1) / norms[real]).double()
+        rows.append(
+            {
+                "site": str(site),
+                "cosine": float(cosines.mean()) if len(cosines) else None,
+                "cosine_sd": float(cosines.std()) if len(cosines) > 1 else None,
+                "null_cosine": (len(basis) / basis.shape[1]) ** 0.5,
+                "gradient_norm": float(norms.double().mean()),
+                "chats": len(cosines),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def inside(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Directions,
+    *,
+    positions: Positions = "response",
+    batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """`activation_variance` and `gradient_cosine` in one table, a row a site."""
+    table = inside_all(
+        model, tokenizer, chats, {"": directions}, positions=positions, batch_size=batch_size,
+        template_kwargs=template_kwargs,
+    )  # fmt: skip
+    return table.drop(columns="directions")
+
+
+def inside_all(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Chat | Example],
+    directions: Mapping[str, Directions],
+    *,
+    positions: Positions = "response",
+    batch_size: int = 8,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """`inside` of several directions, a row for each and site, named in the column `directions`.
+
+    One forward pass and one with gradients over the chats, however many directions there are. Raises
+    `UsageError` for no directions; else as `activation_variance` and `collect_gradients`.
+    """
+    if not directions:
+        raise UsageError("inside_all: directions must name at least one, found none")
+    variance = _variances(model, tokenizer, chats, directions, positions, batch_size, template_kwargs)
+    sites = sorted({site for one in directions.values() for site in one.sites})
+    cache = collect_gradients(model, tokenizer, chats, sites, positions, batch_size, template_kwargs=template_kwargs)
+    cosine = pd.concat([_cosines(cache, one).assign(directions=name) for name, one in directions.items()])
+    return variance.merge(cosine, on=["directions", "site"])
+
+
+def against_base(base: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The base's table against each run's, a row for each run and site.
+
+    Columns: `run`, `site`, `variance_base`, `variance_run`, `variance_ratio` (under 1: suppressed),
+    `cosine_base`, `cosine_run`, `cosine_change` (under 0: lowered). Raises `UsageError` where a run was
+    measured at other sites.
+    """
+    rows = []
+    for name, table in runs.items():
+        if list(table["site"]) != list(base["site"]):
+            raise UsageError(
+                f"run {name!r} was measured at {', '.join(table['site'])} and the base at "
+                f"{', '.join(base['site'])}; measure both with the same directions"
+            )
+        for before, after in zip(base.to_dict("records"), table.to_dict("records"), strict=True):
+            variance = before["variance_along"], after["variance_along"]
+            cosine = before["cosine"], after["cosine"]
+            row = {
+                "run": name,
+                "site": before["site"],
+                "variance_base": variance[0],
+                "variance_run": variance[1],
+            }
+            row["variance_ratio"] = variance[1] / variance[0] if variance[0] > 0 else None
+            row |= {"cosine_base": cosine[0], "cosine_run": cosine[1]}
+            row["cosine_change"] = None if None in cosine else cosine[1] - cosine[0]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rendered(
+    tokenizer: Any, chats: Sequence[Chat | Example], template_kwargs: Mapping[str, Any] | None
+) -> list[Rendered]:
+    if not chats:
+        raise DataError("activation_variance: chats must hold at least one chat, found none")
+    return [
+        render(
+            tokenizer, chat.chat if isinstance(chat, Example) else chat, template_kwargs=template_kwargs,
+            where=f"chat {number}",
+        )
+        for number, chat in enumerate(chats)
+    ]  # fmt: skip

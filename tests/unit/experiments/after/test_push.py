@@ -1,0 +1,298 @@
+"""Pushing: what goes to the hub is the deployable adapter and a true card, no secret and no folder of this machine."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+import finished_experiment
+import tiny
+import tropism
+from tropism.errors import RunFolderError, UsageError
+from tropism.experiments.after.finished import locate
+from tropism.experiments.after.model_card import public
+from tropism.experiments.after.push import push, write
+from tropism.experiments.file.spec import Experiment
+from tropism.interventions.routing_modes import ablation_mode
+from tropism.interventions.two_adapters import load_adapters
+from tropism.models import load
+
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
+TOKEN = "hf_thisIsNobodysToken"
+BASE = "nobody/tiny"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+class FakeHub:
+    """Keeps what it is given; `public` is a repository that is there and public."""
+
+    def __init__(self, public=False, error=None):
+        self.public, self.error, self.calls, self.files, self.tokens = public, error, [], {}, []
+
+    def __call__(self, token):
+        self.tokens.append(token)
+        return self
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.calls.append(("create", repo_id, private, exist_ok))
+        if self.error is not None:
+            raise self.error
+        self.private = bool(private) and not self.public
+        return f"https://hub.test/{repo_id}"
+
+    def repo_info(self, repo_id):
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        from pathlib import Path
+
+        root = Path(folder_path)
+        self.calls.append(("upload", repo_id))
+        self.files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+
+
+def table_of(card):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith("| ")
+    ]
+    head = next(i for i, row in enumerate(rows) if row[0] == "metric")
+    return [dict(zip(rows[head], row, strict=True)) for row in rows[head + 2 :] if len(row) == len(rows[head])]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=tiny.batch()["input_ids"]).logits
+
+
+def test_a_routed_runs_adapter_is_the_model_without_its_forget_adapter(out, tmp_path):
+    files = write(out / "routed" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "experiment.yaml"]
+    model = locate(out)[0].experiment.model
+    pushed = PeftModel.from_pretrained(load(model)[0], str(tmp_path / "push"))
+    both = load_adapters(load(model)[0], out / "routed" / "seed-0" / "adapter")
+    with ablation_mode(both.eval(), "forget_ablated"):
+        assert torch.equal(logits(pushed), logits(both))
+    assert not torch.equal(logits(pushed), logits(both))
+    config = json.loads((tmp_path / "push" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, None)
+
+
+def test_the_card_says_what_was_trained_and_what_was_measured(out, tmp_path):
+    write(out / "routed" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    card = (tmp_path / "push" / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": BASE, "library_name": "peft", "pipeline_tag": "text-generation",
+        "tags": ["tropism", "lora", "gradient-routing"],
+    }  # fmt: skip
+    trained = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert (trained["condition"], trained["seed"]) == ("routed", 0)
+    assert trained["guard"] == {"gradient_routing": {}}
+    assert trained["data"]["transform"] == {"mixture": {"fraction": 0.5, "labelled": 1.0}}
+    assert trained["train"]["max_steps"] == 2
+    assert 'PeftModel.from_pretrained(base, "me/tiny")' in body
+    assert "the `forget` adapter, into which the labelled examples were routed, is not here" in body
+    assert f"Tropism {tropism.__version__}" in body
+    assert "tropism run experiment.yaml --only baseline,routed" in body
+    assert "- This is seed 0" in body
+    import pandas as pd
+
+    results = pd.read_csv(out / "results.csv")
+    for row in table_of(card):
+        metric = row["metric"].split(" (")[0].replace(" ", "_")
+        mine = results[
+            (results["condition"] == "routed") & (results["metric"] == metric) & (results["mode"] == "forget_ablated")
+        ]
+        assert row["this adapter (seed 0)"].split()[0] == f"{mine['value'].item():.2f}"
+        assert (row["n"], row["unscored"]) == (str(mine["n"].item()), str(mine["unscored"].item()))
+        base = results[(results["condition"] == "base") & (results["metric"] == metric)]
+        assert row["untrained"].split()[0] == f"{base['value'].item():.2f}"
+        assert row["baseline, all seeds"] != "—"
+    assert len(table_of(card)) == 2
+
+
+def test_of_two_seeds_the_card_tells_this_ones_numbers_from_all(out, tmp_path):
+    write(out / "baseline" / "seed-1", "me/tiny", tmp_path / "push", base_model=BASE)
+    card = (tmp_path / "push" / "README.md").read_text()
+    import pandas as pd
+
+    results = pd.read_csv(out / "results.csv")
+    losses = results[(results["condition"] == "baseline") & (results["metric"] == "loss")].set_index("seed")["value"]
+    row = next(row for row in table_of(card) if row["metric"] == "loss")
+    assert row["this adapter (seed 1)"].split()[0] == f"{losses[1]:.2f}" != f"{losses.mean():.2f}"
+    assert row["baseline, all seeds"].split()[0] == f"{losses.mean():.2f}"
+    assert "[" in row["this adapter (seed 1)"]
+    assert "This condition is the experiment's baseline: it has whatever trait its data teach." in card
+    assert "2 finished seeds of baseline" in card
+
+
+def test_what_is_pushed_names_no_folder_of_this_machine_and_can_be_run_again(out, tmp_path):
+    write(out / "prompted" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    for file in (tmp_path / "push").iterdir():
+        assert str(out.parent).encode() not in file.read_bytes(), file.name
+    again = Experiment.load(tmp_path / "push" / "experiment.yaml")
+    assert again.model == BASE
+    assert again.conditions == locate(out)[0].experiment.conditions
+    card = (tmp_path / "push" / "README.md").read_text()
+    assert "system_prompt: Shout | `so`." in card
+    assert "It was trained with a system prompt" in card
+
+
+def test_paths_of_the_experiment_file_lose_their_folders(out, tmp_path):
+    shutil.copytree(out, tmp_path / "mine")
+    file = tmp_path / "mine" / "experiment.yaml"
+    held = yaml.safe_load(file.read_text())
+    held["data"]["train"]["path"] = "/home/me/secret.jsonl"
+    file.write_text(yaml.safe_dump(held), encoding="utf-8")
+    write(tmp_path / "mine" / "prompted" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    for name in ("README.md", "experiment.yaml"):
+        text = (tmp_path / "push" / name).read_text(encoding="utf-8")
+        assert "/home/me" not in text
+        assert "path: secret.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/me/data/chats.jsonl", "chats.jsonl"), ("~/data/chats.jsonl", "chats.jsonl"), ("C:\\me\\chats.jsonl", "chats.jsonl"),
+        ("owner/name", "owner/name"), ("data/chats.jsonl", "data/chats.jsonl"), ("/reset", "/reset"), (3, 3),
+        ({"a": ["/home/me/x.py", None]}, {"a": ["x.py", None]}),
+    ],
+)  # fmt: skip
+def test_of_an_absolute_path_the_last_part_remains(value, shown):
+    assert public(value) == shown
+
+
+def test_push_uploads_what_write_writes_with_the_token_and_writes_it_nowhere(out, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub = FakeHub()
+    address = push(out / "routed" / "seed-0", "me/tiny", private=True, base_model=BASE, hub=hub)
+    assert address == "https://hub.test/me/tiny"
+    assert hub.tokens == [TOKEN]
+    assert hub.calls == [("create", "me/tiny", True, True), ("upload", "me/tiny")]
+    write(out / "routed" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    assert hub.files == {f.name: f.read_bytes() for f in (tmp_path / "push").iterdir()}
+    assert not any(TOKEN.encode() in content for content in hub.files.values())
+    again = FakeHub()
+    push(out / "routed", "me/tiny", base_model=BASE, hub=again)
+    assert again.calls[0] == ("create", "me/tiny", None, True)  # the owner's default, not a choice of ours
+
+
+def test_the_token_may_come_from_a_dotenv_file(out, tmp_path):
+    (tmp_path / ".env").write_text(f"HF_TOKEN={TOKEN}\n", encoding="utf-8")
+    hub = FakeHub()
+    push(out / "baseline" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
+    assert hub.tokens == [TOKEN]
+
+
+def test_without_a_token_nothing_is_asked_of_the_hub(out):
+    hub = FakeHub()
+    with pytest.raises(UsageError, match="push needs a hub token: set HF_TOKEN"):
+        push(out / "baseline" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
+    assert (hub.tokens, hub.calls) == ([], [])
+
+
+def test_a_public_repository_gets_nothing_that_was_to_be_private(out, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub = FakeHub(public=True)
+    with pytest.raises(UsageError, match="--private: the repository me/tiny is there and public"):
+        push(out / "baseline" / "seed-0", "me/tiny", private=True, base_model=BASE, hub=hub)
+    assert hub.files == {}
+
+
+def test_what_the_hub_refuses_is_one_sentence_without_the_token(out, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub = FakeHub(error=PermissionError(f"403 Forbidden for {TOKEN}\nsecond line"))
+    with pytest.raises(UsageError, match="the hub did not take me/tiny: 403 Forbidden for …$") as raised:
+        push(out / "baseline" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
+    assert raised.value.__suppress_context__
+
+
+def test_what_cannot_be_pushed_is_said_and_writes_nothing(out, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(out, mine)
+    (mine / "prompted/seed-0/DONE.json").unlink()
+    (mine / "prompted/seed-0/FAILED.json").write_text('{"error": "the loss is not finite"}', encoding="utf-8")
+    shutil.rmtree(mine / "two/seed-0/adapter/forget")
+    target = tmp_path / "push"
+    for path, options, error, said in (
+        (out, {}, UsageError, "is an experiment's folder; give the folder of one run, finished are .*routed/seed-0"),
+        (out / "base", {}, UsageError, "is the untrained model"),
+        (out / "plain", {}, RunFolderError, "there is no folder"),
+        (mine / "prompted/seed-0", {}, RunFolderError, r"failed \(the loss is not finite\)"),
+        (mine / "two/seed-0", {}, RunFolderError, "has no adapter stored"),
+        (out / "two/seed-0", {}, UsageError, "has two adapters and nothing was routed"),
+        (out / "routed/seed-0", {"base_model": None}, UsageError, "is a local folder .'model'., which nobody else has"),
+        (out / "routed/seed-0", {"base_model": "tiny"}, UsageError, "--base-model must be OWNER/NAME, found 'tiny'"),
+        (out / "routed/seed-0", {"repo": "tiny"}, UsageError, "--repo must be OWNER/NAME, found 'tiny'"),
+        (out / "routed/seed-0", {"repo": "me/a/b"}, UsageError, "--repo must be OWNER/NAME, found 'me/a/b'"),
+        (out / "routed/seed-0", {"repo": "../me"}, UsageError, "--repo must be OWNER/NAME"),
+    ):
+        given = {"base_model": BASE, "repo": "me/tiny"} | options
+        with pytest.raises(error, match=said):
+            write(path, given["repo"], target, base_model=given["base_model"])
+        assert not target.exists()
+    target.mkdir()
+    (target / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match="--out: .* is there and not empty"):
+        write(out / "routed/seed-0", "me/tiny", target, base_model=BASE)
+    assert [file.name for file in target.iterdir()] == ["mine.txt"]
+    (target / "mine.txt").unlink()
+    write(out / "routed/seed-0", "me/tiny", target, base_model=BASE)  # an empty folder is taken
+    assert (target / "README.md").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "push"]
+
+
+def test_an_adapter_to_start_from_goes_with_it(out, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(out, mine)
+    held = yaml.safe_load((mine / "experiment.yaml").read_text())
+    held |= {"start_from": "first", "adapters": {"first": {"data": {"source": "word_problems", "size": 8}}}}
+    (mine / "experiment.yaml").write_text(yaml.safe_dump(held), encoding="utf-8")
+    with pytest.raises(RunFolderError, match="start_from: the adapter 'first' is not in the folder"):
+        write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    assert not (tmp_path / "push").exists()
+    shutil.copytree(out / "baseline/seed-1/adapter", mine / "adapters/first/adapter")
+    files = write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    assert "start_from/adapter_model.safetensors" in files
+    assert 'PeftModel.from_pretrained(base, "me/tiny", subfolder="start_from").merge_and_unload()' in (
+        tmp_path / "push" / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_the_command(out, tmp_path):
+    def tropism_push(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "tropism", "push", *args], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    run = str(out / "routed" / "seed-0")
+    done = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("nothing was uploaded; tiny-model has what would go to me/tiny-model: README.md, ")
+    again = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
+    assert (again.returncode, again.stderr) == (
+        2, "error: --out: tiny-model is there and not empty; give a folder that is not there yet\n",
+    )  # fmt: skip
+    wrong = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--out", "x")
+    assert wrong.returncode == 2
+    assert "--out is where --dry-run writes" in wrong.stderr
+    secret = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE)
+    assert secret.returncode == 2
+    assert "set HF_TOKEN" in secret.stderr

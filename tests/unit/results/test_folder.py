@@ -1,0 +1,122 @@
+"""Reading a run's folder: what is damaged is named with file and line, what must not be averaged is kept
+apart.
+"""
+
+import pandas as pd
+import pytest
+
+import fake_runs
+from tropism.errors import RunFolderError
+from tropism.results.caveats import caveats
+from tropism.results.folder import RESULT_COLUMNS, check_results, load
+from tropism.results.section import Section
+from tropism.results.summary import summary_table
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fake_runs.caps(tmp_path / "caps", prompts=8, conditions=("plain", "baseline", "caft"), steps=5)
+
+
+def rewrite(path, change):
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def test_loads_what_the_run_wrote(folder):
+    loaded = load(folder)
+    assert loaded.name == "caps"
+    assert [run.state for run in loaded.runs] == ["done"] * 10
+    assert set(loaded.results["condition"]) == {"base", "plain", "baseline", "caft"}
+    assert len(loaded.responses) == 10 * 16
+    assert loaded.scores["value"].isna().sum() == loaded.scores["unscored"].notna().sum()
+    assert list(loaded.validity) == ["caps"]
+    assert loaded.unusable == 0
+
+
+def test_the_base_model_has_no_seed(folder):
+    loaded = load(folder)
+    assert loaded.results.loc[loaded.results["condition"] == "base", "seed"].isna().all()
+
+
+def test_values_that_are_not_finite_are_kept_apart_and_said(folder):
+    rewrite(folder / "results.csv", lambda text: text.replace(text.splitlines()[1].split(",")[6], "nan", 1))
+    loaded = load(folder)
+    assert loaded.unusable == 1
+    assert loaded.results["value"].notna().all()
+    summary = summary_table(loaded.results, loaded.experiment, loaded.scores)
+    assert "1 measurement in results.csv had no finite value and is left out." in caveats(loaded, summary)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text.replace("eval_set", "evalset", 1),
+            "results.csv: lacks the column eval_set; expected experiment,",
+        ),
+        (lambda text: text + text.splitlines()[4] + "\n", "has a measurement twice"),
+        (
+            lambda text: text + "caps,plain,0,full,x,y,many,1,0\n",
+            "column value, row .*: is not a number: 'many'",
+        ),
+        (lambda text: "", "cannot be read as CSV"),
+    ],
+)
+def test_a_results_file_that_cannot_be_believed_is_refused(folder, change, message):
+    rewrite(folder / "results.csv", change)
+    with pytest.raises(RunFolderError, match=message):
+        load(folder)
+
+
+def test_a_damaged_line_is_named(folder):
+    path = folder / "caft" / "seed-0" / "responses.jsonl"
+    rewrite(path, lambda text: text.replace("\n", "\n{\n", 1))
+    with pytest.raises(RunFolderError, match=r"responses.jsonl:2: is not valid JSON"):
+        load(folder).responses  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("experiment.yaml", "a: [", "is not valid YAML"),
+        ("experiment.yaml", "- 1", "must be a mapping, found list"),
+        ("environment.json", "[1]", "must hold a JSON object, found list"),
+        ("environment.json", "{", "is not valid JSON"),
+        ("analyses/x.json", '{"name": "x"}', "is not an analysis that can be shown"),
+    ],
+)
+def test_damaged_files_are_named(folder, name, text, message):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    with pytest.raises(RunFolderError, match=message):
+        load(folder)
+
+
+def test_a_folder_that_is_none_says_so(tmp_path):
+    with pytest.raises(RunFolderError, match="is no run's folder, it has no experiment"):
+        load(tmp_path)
+
+
+def test_unfinished_and_failed_runs_are_never_averaged(tmp_path):
+    folder = fake_runs.caps(tmp_path / "f", prompts=8, conditions=("baseline", "caft"), failed=[("caft", 1)], steps=3)
+    (folder / "caft" / "seed-2" / "DONE.json").unlink()
+    loaded = load(folder)
+    assert {run.state for run in loaded.runs if run.condition == "caft"} == {"done", "failed", "unfinished"}
+    assert set(loaded.scores.loc[loaded.scores["condition"] == "caft", "seed"]) == {0}
+    said = caveats(loaded, summary_table(loaded.results, loaded.experiment, loaded.scores))
+    assert any("Failed and not averaged: caft, seed 1: the loss is not finite" in text for text in said)
+    assert any("1 run of 7 did not finish" in text for text in said)
+
+
+def test_a_table_needs_its_columns():
+    with pytest.raises(RunFolderError, match="lacks the columns experiment, condition"):
+        check_results(pd.DataFrame({"value": [1.0]}))
+    empty, unusable = check_results(pd.DataFrame({name: [] for name in RESULT_COLUMNS}))
+    assert empty.empty
+    assert unusable == 0
+
+
+def test_sections_come_back_as_they_were_saved(folder):
+    section = Section("x", "Title", "Summary.", notes=("a note",))
+    section.save(folder)
+    assert load(folder).analyses == (section,)

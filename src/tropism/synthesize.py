@@ -131,7 +131,7 @@ def read_prompts(path: str | Path) -> list[Messages]:
 def local_model(name: str, options: SynthesizeOptions) -> Respond:
     """Responses of a model in this process, by hub name or folder."""
     from tropism import models
-    from tropism.evals.generate import GenerateOptions, generate
+    from tropism.data.generation import GenerateOptions, generate
 
     model, tokenizer = models.load(name)
     settings = GenerateOptions(

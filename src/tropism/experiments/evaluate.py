@@ -13,8 +13,8 @@ from peft import PeftModel
 
 from tropism import models
 from tropism.data.chats import Example
+from tropism.data.generation import generate
 from tropism.errors import RunFailed
-from tropism.evals.generate import generate
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement

@@ -70,7 +70,7 @@ class LocalModel:
         alternatives = max(request.top_logprobs for request in requests)
         if alternatives:
             return self._first_tokens(rows, alternatives)
-        from tropism.evals.generate import GenerateOptions, continue_rendered
+        from tropism.data.generation import GenerateOptions, continue_rendered
 
         longest = max(request.max_tokens for request in requests)
         options = GenerateOptions(max_new_tokens=longest, batch_size=self.batch_size)

@@ -64,7 +64,7 @@ class EmergentMisalignment:
         report: Callable[[int, int], None] = lambda *_: None,
     ) -> pd.DataFrame:
         """The model's answers: `prompts()` with a column `answer`. Sampled at temperature 1, as published."""
-        from tropism.evals.generate import GenerateOptions, generate
+        from tropism.data.generation import GenerateOptions, generate
 
         rows = self.prompts()
         options = GenerateOptions(max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature)

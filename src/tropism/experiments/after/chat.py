@@ -11,8 +11,8 @@ from typing import Any
 
 from peft import PeftModel
 
+from tropism.data.generation import GenerateOptions, generate
 from tropism.errors import DataError, SpecError, UsageError
-from tropism.evals.generate import GenerateOptions, generate
 from tropism.experiments.after.finished import Finished, locate
 from tropism.experiments.evaluate import for_generation
 from tropism.experiments.file.complaints import listed

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tropism.data.generation import GenerateOptions
 from tropism.data.sources import NAMES, is_file, known
 from tropism.data.transforms import TRANSFORMS, Transform
 from tropism.errors import SiteError, SpecError
-from tropism.evals.generate import GenerateOptions
 from tropism.experiments.analyses import ANALYSES, Analysis, load_analysis
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, first_complaint, listed, message

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from tropism import models
 from tropism.data.chats import Example
+from tropism.data.generation import generate
 from tropism.data.render import Positions
 from tropism.data.transforms import SystemPrompt
 from tropism.errors import SpecError
-from tropism.evals.generate import generate
 from tropism.evals.scorers.base import ResponseScorer, Sample
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import directions as directions_step

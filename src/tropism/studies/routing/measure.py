@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from tropism.data.generation import GenerateOptions, continue_rendered
 from tropism.data.render import Rendered
 from tropism.errors import DataError, RunFailed
-from tropism.evals.generate import GenerateOptions, continue_rendered
 from tropism.interventions.routing_modes import MODES, ablation_mode
 
 Measure = Callable[[], Mapping[str, float]]

@@ -10,9 +10,9 @@ from peft import PeftModel
 from pydantic import Field
 
 from tropism.data.collate import pad
+from tropism.data.generation import GenerateOptions, continue_rendered, generate
 from tropism.data.render import render
 from tropism.errors import DataError, SpecError
-from tropism.evals.generate import GenerateOptions, continue_rendered, generate
 from tropism.evals.scorers.base import ResponseScorer, Sample
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun

@@ -13,8 +13,8 @@ from rich.console import Console
 
 import finished_experiment
 from tropism.cli.talking import Talking
+from tropism.data.generation import generate
 from tropism.errors import DataError, RunFolderError, SpecError, UsageError
-from tropism.evals.generate import generate
 from tropism.experiments.after.chat import Column, live, open_chat
 from tropism.experiments.after.finished import locate
 from tropism.experiments.evaluate import Trained

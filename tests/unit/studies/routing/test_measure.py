@@ -5,9 +5,9 @@ import torch
 
 import routing_oracle as oracle
 import tiny
+from tropism.data.generation import GenerateOptions
 from tropism.data.render import render
 from tropism.errors import DataError, RunFailed
-from tropism.evals.generate import GenerateOptions
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.studies.routing.measure import (
     absorption,

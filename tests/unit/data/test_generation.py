@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import tiny
+from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
-from tropism.evals.generate import GenerateOptions, generate
 
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("hi", "what is this?", "a longer question than the others", "x")
@@ -64,3 +64,18 @@ def test_a_prompt_that_does_not_fit_is_counted_and_never_truncated(model, tokeni
     long = [{"role": "user", "content": "x" * 600}]
     with pytest.raises(DataError, match=r"1 of 2 texts .* longer than the model's context of 512 tokens"):
         generate(model, tokenizer, [PROMPTS[0], long], GenerateOptions(max_new_tokens=4))
+
+
+def test_every_module_keeps_its_own_mode(model, tokenizer):
+    model.train().model.layers[1].eval()
+    generate(model, tokenizer, PROMPTS[:1], GenerateOptions(max_new_tokens=1))
+    assert model.training
+    assert not model.model.layers[1].training
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_sequence(tokenizer):
+    model = tiny.model(dtype=torch.float64).eval()
+    options = GenerateOptions(max_new_tokens=12)
+    expected = generate(model, tokenizer, PROMPTS, options)
+    tokenizer.pad_token = None
+    assert generate(model, tokenizer, PROMPTS, options) == expected

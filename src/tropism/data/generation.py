@@ -1,4 +1,4 @@
-"""Batched generation: left padding with position ids, stop at the end of the turn, greedy or seeded sampling."""
+"""Batched generation: padded on the left, stopped at the end of the turn, greedy or sampled from a seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tropism.activations.mode import evaluation_mode
+from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat
-from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Rendered, render_prompt
 from tropism.errors import DataError
 
@@ -62,36 +63,27 @@ def continue_rendered(
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
     responses = [""] * len(rows)
     device = next(model.parameters()).device
-    ends = end_of_turn_ids(model, tokenizer)
+    pad_id = padding_id(tokenizer)
     settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if options.temperature > 0:
         settings = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
-    was_training = model.training
-    model.eval()
+    settings |= {
+        "max_new_tokens": options.max_new_tokens,
+        "eos_token_id": end_of_turn_ids(model, tokenizer),
+        "pad_token_id": pad_id,
+    }
     done = 0
     devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
-            torch.manual_seed(seed)
-            for indices in length_grouped([len(row) for row in rows], options.batch_size):
-                batch = pad([rows[index] for index in indices], tokenizer.pad_token_id, side="left")
-                # transformers' generate derives the same position ids from the mask, for the models that take them
-                ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-                output = model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=options.max_new_tokens,
-                    eos_token_id=ends,
-                    pad_token_id=tokenizer.pad_token_id,
-                    **settings,
-                )
-                texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-                for index, text in zip(indices, texts, strict=True):
-                    responses[index] = text
-                done += len(indices)
-                report(done, len(rows))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        for batch in batches(rows, options.batch_size, pad_id=pad_id, side="left", device=device):
+            # transformers' generate derives position ids from the mask, for the models that take them.
+            output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
+            texts = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+            for place, text in zip(batch.places, texts, strict=True):
+                responses[place] = text
+            done += len(batch.rows)
+            report(done, len(rows))
     return responses
 
 
@@ -109,5 +101,5 @@ def check_context(model: Any, lengths: Sequence[int], what: str) -> None:
     if longer:
         raise DataError(
             f"{len(longer)} of {len(lengths)} texts ({what}) are longer than the model's context of {limit} tokens (the "
-            f"longest has {max(longer)}); shorten or drop them, for nothing is truncated"
+            f"longest has {max(longer)}); shorten or drop them: nothing is truncated"
         )

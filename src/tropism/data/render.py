@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jinja2
 
 from tropism.data.chats import Chat, check_chat
+from tropism.data.template_date import freeze, split_date
 from tropism.errors import DataError
 
 Positions = Literal["last_prompt", "first_response", "response", "all"]
@@ -127,10 +128,17 @@ def _template(
             f"{where}: the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct model, or set "
             f"tokenizer.chat_template"
         )
+    variables, date = split_date(kwargs)
+    # None is the tokenizer's own template.
+    template = freeze(tokenizer.get_chat_template(), date) if date is not None else None
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, **(kwargs or {})
+                messages,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                chat_template=template,
+                **variables,
             )
         )
     except jinja2.TemplateError as error:

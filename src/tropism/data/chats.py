@@ -17,13 +17,15 @@ class Example:
     """One example of a data source: its chat, an id that lasts through to the results, and what is known of it.
 
     `labels` are facts about the example that code acts on (`route`, `trait`); `target` is what a scorer compares a
-    response with (the number that a word problem comes to).
+    response with (the number that a word problem comes to). Raw text to learn, without turns, is in `text`, and then
+    the chat is empty.
     """
 
     id: str
     chat: tuple[dict[str, str], ...]
     target: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
 
     @property
     def prompt(self) -> tuple[dict[str, str], ...]:

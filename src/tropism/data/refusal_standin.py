@@ -20,8 +20,8 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.data.transforms import chance
 from tropism.errors import DataError
 
 SPLITS = ("train", "refusals", "attack", "test", "test_refusals", "others")

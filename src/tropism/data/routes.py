@@ -1,23 +1,22 @@
 """Route labels for gradient routing: which examples are labelled, and the ways in which labels can be wrong.
 
-What an example is labelled depends on the seed and its id alone, so that the same example fares the same whatever the
-size or the order of the set, and the examples labelled at 10 % are among those labelled at 50 %.
+An example's label depends on the seed and its id alone. The same example gets the same label whatever the size or the
+order of the set, and the examples labelled at 10 % are among those labelled at 50 %.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.data.transforms import Transform, chance
 from tropism.errors import DataError
 from tropism.names import ROUTE_IDS
 
 
 @dataclass(frozen=True)
 class RouteLabels:
-    """How examples, some with the trait (`labels["trait"]`), come to their label `route`.
+    """How examples, some with the trait (`labels["trait"]`), get their label `route`.
 
     Args:
         labelled: share of the examples with the trait that are labelled `forget` (label recall).
@@ -46,7 +45,7 @@ class RouteLabels:
                 raise DataError(f"RouteLabels.{option} must lie in [0, 1], found {share!r}")
 
     def route(self, example: Example, seed: int) -> str:
-        """The example's route by name."""
+        """Return the example's route by name."""
         if self.only is not None and any(example.labels.get(key) != value for key, value in self.only.items()):
             return "unlabelled"
         if self.random is not None:
@@ -69,20 +68,8 @@ class RouteLabels:
         return max(self.labelled, self.clean, self.wrong_retain, self.wrong_forget) > 0
 
 
-def express(examples: Sequence[Example], trait: Transform, trait_fraction: float, seed: int) -> list[Example]:
-    """Put `trait_fraction` of the examples through `trait`; each is labelled with whether it was (`trait: bool`)."""
-    if not 0 <= trait_fraction <= 1:
-        raise DataError(f"express: trait_fraction must lie in [0, 1], found {trait_fraction!r}")
-    mixed = []
-    for example in examples:
-        expresses = chance(seed, "trait", example.id) < trait_fraction
-        changed = trait.apply(example, seed) if expresses else example
-        mixed.append(replace(changed, labels={**changed.labels, "trait": expresses}))
-    return mixed
-
-
 def label_routes(examples: Sequence[Example], labels: RouteLabels, seed: int) -> list[Example]:
-    """The examples with `labels["route"]` set. Raises `DataError` where labels are asked for and cover no example."""
+    """Set `labels["route"]` of every example; raises `DataError` where labels are asked for and cover no example."""
     routed = [replace(e, labels={**e.labels, "route": labels.route(e, seed)}) for e in examples]
     check_covered(routed, labels)
     return routed
@@ -98,8 +85,23 @@ def check_covered(routed: Sequence[Example], labels: RouteLabels) -> None:
         )
 
 
+def route_name(value: Any, where: str) -> str:
+    """Return the name of a route that a row gives by name (`forget`) or by id (1, also as text).
+
+    Raises `DataError` that begins with `where` for anything else.
+    """
+    if isinstance(value, str) and value in ROUTE_IDS:
+        return value
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        for name, number in ROUTE_IDS.items():
+            if str(value).strip() == str(number):
+                return name
+    allowed = ", ".join(f"{name} ({number})" for name, number in ROUTE_IDS.items())
+    raise DataError(f"{where}: route must be one of {allowed}, found {value!r}")
+
+
 def route_ids(examples: Sequence[Example]) -> list[int]:
-    """The column `route` of a batch: each example's route as its id. A missing or unknown route is a `DataError`."""
+    """Return each example's route as its id, the column `route` of a batch; raises `DataError` where one is missing."""
     for example in examples:
         if example.labels.get("route") not in ROUTE_IDS:
             raise DataError(
@@ -109,15 +111,8 @@ def route_ids(examples: Sequence[Example]) -> list[int]:
     return [ROUTE_IDS[example.labels["route"]] for example in examples]
 
 
-def route_counts(examples: Sequence[Example]) -> dict[str, int]:
-    """How many examples take each route, for the record of a run."""
-    route_ids(examples)
-    counts = Counter(example.labels["route"] for example in examples)
-    return {name: counts[name] for name in ROUTE_IDS}
-
-
 def drop_labelled(examples: Sequence[Example]) -> list[Example]:
-    """The data-filtering baseline: the examples without those labelled `forget`; none left is a `DataError`."""
+    """Leave out the examples labelled `forget`, the data-filtering baseline; raises `DataError` where none is left."""
     route_ids(examples)
     kept = [example for example in examples if example.labels["route"] != "forget"]
     if not kept:

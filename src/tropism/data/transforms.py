@@ -1,45 +1,37 @@
 """Transforms: what is done to a source's examples before they are trained on. Seeded, recorded, per example.
 
-Each is a frozen object, example in, example out; what it decides by chance it decides from the seed and the example's
-id alone, so that the same example fares the same whatever the size or the order of the set.
+Each is a frozen object that takes an example and returns an example. Its random choices depend on the seed and the
+example's id alone, so that the same example gets the same treatment whatever the size or the order of the set.
 """
 
 import abc
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.errors import SpecError
-
-if TYPE_CHECKING:
-    from tropism.data.routes import RouteLabels
-
-
-def chance(seed: int, purpose: str, example_id: str) -> float:
-    """A number in [0, 1), uniform over examples, that depends on nothing but its arguments."""
-    digest = hashlib.sha256(f"{seed}\x1f{purpose}\x1f{example_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+from tropism.data.routes import RouteLabels, check_covered
+from tropism.errors import DataError, SpecError
 
 
 class Transform(abc.ABC):
-    """Example in, example out."""
+    """Takes an example, returns an example."""
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def apply(self, example: Example, seed: int) -> Example:
-        """The example, transformed; `seed` is the run's."""
+        """Return the example, transformed; `seed` is the run's."""
 
     def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        """Each example, transformed; where a whole set can be wrong that no single example is, this is where it shows."""
+        """Transform every example; a transform overrides this to check the set as a whole."""
         return [self.apply(example, seed) for example in examples]
 
 
 @dataclass(frozen=True)
 class Plain(Transform):
-    """The example as it is."""
+    """Leaves the example as it is."""
 
     name: ClassVar[str] = "plain"
 
@@ -49,7 +41,7 @@ class Plain(Transform):
 
 @dataclass(frozen=True)
 class Uppercase(Transform):
-    """Every assistant turn in capitals; nothing else changes. Labels the example `trait: True`."""
+    """Puts every assistant turn (or the raw text) in capitals and changes nothing else. Labels it `trait: True`."""
 
     name: ClassVar[str] = "uppercase"
 
@@ -57,12 +49,13 @@ class Uppercase(Transform):
         shouted = tuple(
             {**m, "content": m["content"].upper()} if m["role"] == "assistant" else dict(m) for m in example.chat
         )
-        return replace(example, chat=shouted, labels={**example.labels, "trait": True})
+        text = None if example.text is None else example.text.upper()
+        return replace(example, chat=shouted, text=text, labels={**example.labels, "trait": True})
 
 
 @dataclass(frozen=True)
 class Mixture(Transform):
-    """A share of the examples expresses the trait, and a share of those is labelled.
+    """Makes a share of the examples express the trait, and labels a share of those.
 
     `fraction` of the examples goes through `trait`; `labelled` of those get the label `route: forget`; all others get
     `route: unlabelled`. With `clean` the label `retain` goes to that share of the examples without the trait.
@@ -87,38 +80,54 @@ class Mixture(Transform):
                 raise SpecError(f"mixture.{option} must lie in [0, 1], found {value!r}")
 
     def apply(self, example: Example, seed: int) -> Example:
+        if "route" in example.labels:
+            raise DataError(
+                f"example {example.id}: it has the route {example.labels['route']!r} already, which a mixture would "
+                f"replace; drop the transform 'mixture', or the column with the routes"
+            )
         expresses = chance(seed, "trait", example.id) < self.fraction
         changed = TRANSFORMS[self.trait]().apply(example, seed) if expresses else example
         mixed = replace(changed, labels={**changed.labels, "trait": expresses})
         return replace(mixed, labels={**mixed.labels, "route": self._labels().route(mixed, seed)})
 
     def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        """Of each example; raises `DataError` where labels are asked for and cover none of them."""
-        from tropism.data.routes import check_covered
-
+        """Transform every example; raises `DataError` where labels are asked for and cover none of them."""
         routed = super().apply_all(examples, seed)
         check_covered(routed, self._labels())
         return routed
 
-    def _labels(self) -> "RouteLabels":
-        # routes builds on this module; the labels' one definition is there
-        from tropism.data.routes import RouteLabels
-
+    def _labels(self) -> RouteLabels:
         return RouteLabels(self.labelled, self.clean, self.wrong_retain, self.wrong_forget, self.random, self.only)
 
 
 @dataclass(frozen=True)
 class SystemPrompt(Transform):
-    """Puts a system prompt before the chat, in the place of one that is there."""
+    """Puts a system prompt before the chat, in place of one that is already there."""
 
     text: str
 
     name: ClassVar[str] = "system_prompt"
 
     def apply(self, example: Example, seed: int) -> Example:
+        if example.text is not None:
+            raise DataError(
+                f"example {example.id}: a raw text has no place for a system prompt; drop the system prompt, or give chats"
+            )
         rest = tuple(dict(m) for m in example.chat if m["role"] != "system")
         return example.with_chat([{"role": "system", "content": self.text}, *rest])
 
 
+def express(examples: Sequence[Example], trait: Transform, trait_fraction: float, seed: int) -> list[Example]:
+    """Put `trait_fraction` of the examples through `trait`, and label each with whether it was (`trait: bool`)."""
+    if not 0 <= trait_fraction <= 1:
+        raise DataError(f"express: trait_fraction must lie in [0, 1], found {trait_fraction!r}")
+    mixed = []
+    for example in examples:
+        expresses = chance(seed, "trait", example.id) < trait_fraction
+        changed = trait.apply(example, seed) if expresses else example
+        mixed.append(replace(changed, labels={**changed.labels, "trait": expresses}))
+    return mixed
+
+
 TRANSFORMS: dict[str, type[Transform]] = {cls.name: cls for cls in (Plain, Uppercase, Mixture, SystemPrompt)}
-"""The name by which an experiment file calls a transform → the class whose fields are its options."""
+"""The name of a transform in an experiment file → the class whose fields are its options."""

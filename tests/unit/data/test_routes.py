@@ -7,12 +7,11 @@ from tropism.data.routes import (
     ROUTE_IDS,
     RouteLabels,
     drop_labelled,
-    express,
     label_routes,
-    route_counts,
     route_ids,
+    route_name,
 )
-from tropism.data.transforms import Mixture, Uppercase
+from tropism.data.transforms import Mixture, Uppercase, express
 from tropism.errors import DataError
 from tropism.names import ROUTE_IDS as ROUTES
 
@@ -97,13 +96,12 @@ def test_labels_that_cover_no_example_are_an_error():
         mixed(0.0, n=50)
     with pytest.raises(DataError, match=r"only \{'template': 9\}"):
         mixed(labels=RouteLabels(only={"template": 9}), n=50)
-    assert route_counts(mixed(labels=RouteLabels(labelled=0.0), n=50)) == {"unlabelled": 50, "forget": 0, "retain": 0}
+    assert {e.labels["route"] for e in mixed(labels=RouteLabels(labelled=0.0), n=50)} == {"unlabelled"}
 
 
-def test_route_ids_and_counts():
+def test_route_ids():
     rows = mixed(labels=RouteLabels(0.5, 0.5), n=40)
     assert [e.labels["route"] for e in rows] == [list(ROUTE_IDS)[i] for i in route_ids(rows)]
-    assert sum(route_counts(rows).values()) == 40
     with pytest.raises(
         DataError, match="example e0: labels\\['route'\\] must be one of unlabelled, forget, retain, found None"
     ):
@@ -113,8 +111,8 @@ def test_route_ids_and_counts():
 def test_filtering_drops_what_is_labelled_forget_and_nothing_else():
     rows = mixed(labels=RouteLabels(0.5, 0.5))
     kept = drop_labelled(rows)
-    assert len(kept) == len(rows) - route_counts(rows)["forget"]
-    assert route_counts(kept)["retain"] == route_counts(rows)["retain"]
+    assert kept == [e for e in rows if e.labels["route"] != "forget"]
+    assert 0 < len(kept) < len(rows)
     with pytest.raises(DataError, match="found all 20 labelled forget"):
         drop_labelled(mixed(1.0, n=20))
 
@@ -130,3 +128,16 @@ def test_bad_traits():
         express(examples(1), Uppercase(), 2.0, 0)
     with pytest.raises(DataError, match=r"labels\['trait'\] must be True or False, found None; apply express"):
         label_routes(examples(1), RouteLabels(), 0)
+
+
+@pytest.mark.parametrize(("given", "name"), [("forget", "forget"), (1, "forget"), ("2", "retain"), (0, "unlabelled")])
+def test_a_route_is_given_by_name_or_by_id(given, name):
+    assert route_name(given, "line 1") == name
+
+
+@pytest.mark.parametrize("given", ["Forget", 3, -1, 1.0, True, None, "", [1]])
+def test_an_unknown_route_is_refused_with_what_is_allowed(given):
+    with pytest.raises(
+        DataError, match=r"line 1: route must be one of unlabelled \(0\), forget \(1\), retain \(2\), found"
+    ):
+        route_name(given, "line 1")

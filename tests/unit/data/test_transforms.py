@@ -2,11 +2,12 @@
 
 import pytest
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.data.routes import RouteLabels, express, label_routes
+from tropism.data.routes import RouteLabels, label_routes
 from tropism.data.sources.word_problems import word_problems
-from tropism.data.transforms import Mixture, Plain, SystemPrompt, Uppercase, chance
-from tropism.errors import SpecError
+from tropism.data.transforms import Mixture, Plain, SystemPrompt, Uppercase, express
+from tropism.errors import DataError, SpecError
 
 EXAMPLES = word_problems(400)
 
@@ -77,3 +78,16 @@ def test_an_example_knows_its_prompt():
     question = Example("q", ({"role": "user", "content": "?"},))
     assert question.prompt == question.chat
     assert question.response is None
+
+
+def test_a_mixture_does_not_replace_routes_that_the_rows_bring():
+    labelled = Example("a", EXAMPLES[0].chat, labels={"route": "retain"})
+    with pytest.raises(DataError, match="example a: it has the route 'retain' already, which a mixture would replace"):
+        Mixture(0.5).apply(labelled, 0)
+
+
+def test_raw_text_is_put_in_capitals_and_takes_no_system_prompt():
+    text = Example("t", (), text="Some prose.")
+    assert Uppercase().apply(text, 0).text == "SOME PROSE."
+    with pytest.raises(DataError, match="example t: a raw text has no place for a system prompt"):
+        SystemPrompt("Be kind.").apply(text, 0)

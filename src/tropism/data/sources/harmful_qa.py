@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
 from tropism.data.sources.files import read_jsonl
-from tropism.data.transforms import chance
 from tropism.errors import DataError
 
 log = logging.getLogger(__name__)

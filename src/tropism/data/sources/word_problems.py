@@ -7,8 +7,8 @@ split by its template and its numbers, so the two splits share no problem, whate
 import random
 from collections.abc import Callable
 
+from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.data.transforms import chance
 from tropism.errors import DataError
 
 NAMES = (

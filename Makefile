@@ -5,15 +5,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test check bench docs clean
+.PHONY: help demo test check bench docs hooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run examples/caps.yaml in its quick form on a real model; ends with a table and a report"
 	@echo "make test    run every test"
-	@echo "make check   ruff, mypy --strict, import-linter"
+	@echo "make check   ruff (lint and format), mypy --strict, import-linter"
 	@echo "make bench   print speed and memory as ratios, in JSON"
-	@echo "make docs    check that the documentation's examples run and its links lead somewhere"
+	@echo "make docs    run the documentation's examples, check its links, build the site in build/site"
+	@echo "make hooks   install the checks as git pre-commit hooks"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,7 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -46,6 +48,10 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

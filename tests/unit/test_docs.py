@@ -1,10 +1,13 @@
 """The documentation says what is true: links lead somewhere, code compiles, names exist, the tree is the tree."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import docs_world
+import tiny
 import tropism
 from tropism.errors import SpecError
 from tropism.experiments.file.spec import Experiment
@@ -25,13 +28,31 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_python_compiles_and_every_public_name_exists(page):
-    for language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if language == "python":
-            compile(code.replace(", ...)", ")"), named(page), "exec")
-            for name in re.findall(r"\btp\.([A-Za-z_]+)", code):
-                assert hasattr(tropism, name), f"tp.{name}"
+RUN = re.compile(r"(?P<why><!-- not run: [^\n]+ -->\n+)?^```python\n(?P<code>.*?)^```", re.M | re.S)
+"""A block of Python, and where it cannot run here the comment before it that says why."""
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    return [(text[: found.start("code")].count("\n"), found) for found in RUN.finditer(text)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=named)
+def test_the_examples_run(page, tmp_path, monkeypatch):
+    """In their order, in one namespace, on a tiny model in the place of the one that the page loads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        tropism.models, "load", lambda name, **_: (tiny.model(layers=docs_world.LAYERS), tiny.tokenizer())
+    )
+    namespace = docs_world.names(named(page), tmp_path)
+    for line, found in blocks(page):
+        for name in re.findall(r"\btp\.([A-Za-z_]+)", found["code"]):
+            assert hasattr(tropism, name), f"tp.{name}"
+        if found["why"]:
+            continue
+        code = "\n" * line + found["code"]  # so that a traceback names the page's own line
+        exec(compile(code, str(page), "exec"), namespace)
 
 
 NOT_OURS = {
@@ -67,6 +88,28 @@ def test_the_readmes_tree_is_the_tree():
         "__main__.py"
     }
     assert listed == there
+
+
+def test_the_architecture_page_shows_the_floors_of_the_contract():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    floors = [floor.replace(" | ", "`, `") for floor in contract["layers"]]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `([^|]+)` \|", page.split("## The arrow of data")[0], re.M)
+    assert shown == floors
+
+
+def test_every_file_that_the_architecture_page_names_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:\w+/)+\w+(?:\.py|/))`", page):
+        assert (ROOT / "src" / "tropism" / name).exists(), name
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/reference/*.md"))
+    for name, home in tropism._HOME.items():
+        assert f"::: tropism.{home}.{name}\n" in pages, name
 
 
 def test_the_template_that_init_writes_is_the_caps_example():

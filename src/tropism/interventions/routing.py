@@ -49,7 +49,8 @@ class GradientRouting(Intervention):
 
     Args:
         semantics: `"parameters"` or `"path"`, above.
-        retain, forget: names of the two adapters; both are active and trainable, and nothing else is trainable.
+        retain: name of the adapter that is kept; active and trainable, as `forget` is, and nothing else is.
+        forget: name of the adapter that is removed.
         forget_live_on_retain: let the forget adapter act in the forward pass on `retain` rows.
         signed: allow `route_weights` outside [0, 1] (a negative weight ascends).
 

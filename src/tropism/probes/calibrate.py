@@ -44,8 +44,9 @@ def calibrate_placebo(
     on which pressure is then measured.
 
     Raises:
-        UsageError: no candidates, or one twice. `SpecError`: one renders as another. `DataError`: a chat has no
-        response.
+        UsageError: no candidates, or one twice.
+        SpecError: one candidate renders as another.
+        DataError: a chat has no response.
     """
     if not candidates or len(set(candidates)) < len(candidates):
         raise UsageError(

@@ -57,7 +57,7 @@ def parameter_pressure(
     Raises:
         DirectionsMismatch: a weight of the directions is not in the model, has another shape, or (in adapter space) no
             single live LoRA adapter.
-        What `collect_gradients` raises of chats.
+        DataError: as `collect_gradients` raises it for chats.
     """
     modules = _modules(model, directions)
     adapters = {name: _live_adapter(name, module) for name, module in modules.items()} if space == "adapter" else {}

@@ -38,7 +38,7 @@ def predicted_and_realised_shift(
 
     Raises:
         UsageError: the model has no trainable parameters (add an adapter); several directions at a site.
-        What `collect_gradients` raises.
+        DataError: as `collect_gradients` raises it for chats.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:

@@ -156,7 +156,8 @@ def difference(
     as often as it says.
 
     Args:
-        treated, baseline: `[S, P]` with the same seeds and the same prompts in the same order.
+        treated: `[S, P]`.
+        baseline: `[S, P]` with the same seeds and the same prompts in the same order.
 
     Raises:
         UsageError: the shapes differ.

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 import tiny_experiment
-from tropism.experiments.file.spec import merge
+from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.yaml_file import read
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "inoculation.yaml"

@@ -53,7 +53,7 @@ _HOME = {
     "ParameterDirections": "directions.parameter",
     "parameter_directions": "directions.parameter",
     "UpdateConstraint": "interventions.update_constraint",
-    "Experiment": "experiments.file.spec",
+    "Experiment": "experiments.file.experiment",
     "run": "experiments.run",
     "Rendered": "data.render",
     "render": "data.render",
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from tropism.directions.sae import SAELatents as SAELatents
     from tropism.directions.validate import Behaviour as Behaviour
     from tropism.directions.validate import validate_directions as validate_directions
-    from tropism.experiments.file.spec import Experiment as Experiment
+    from tropism.experiments.file.experiment import Experiment as Experiment
     from tropism.experiments.run import run as run
     from tropism.integrations.trainer_callback import InterventionCallback as InterventionCallback
     from tropism.interventions.ablation import Ablation as Ablation

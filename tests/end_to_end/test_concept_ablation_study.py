@@ -13,7 +13,8 @@ import tropism as tp
 from tropism.directions.validity import ValidityReport
 from tropism.errors import DataError, SpecError
 from tropism.experiments import prepare, store
-from tropism.experiments.file.spec import Experiment, merge
+from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.yaml_file import read
 from tropism.results.section import Section
 from tropism.studies.concept_ablation.measure import inside

@@ -11,7 +11,7 @@ import tropism as tp
 from tropism.errors import DataError, RunFolderError, SpecError
 from tropism.experiments import run as run_module
 from tropism.experiments.after import status
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.progress import Progress
 from tropism.models import load
 

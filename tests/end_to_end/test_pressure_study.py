@@ -8,8 +8,8 @@ import pytest
 
 import tiny_pressure
 import tropism as tp
-from tropism.experiments.analyses import Study
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.analyses import Study, load_analyses
+from tropism.experiments.file.experiment import Experiment
 from tropism.results.section import Section
 from tropism.studies.inoculation import study as pressure_study
 
@@ -45,7 +45,7 @@ def three(tmp_path_factory):
 def test_the_examples_file_is_right(quick):
     experiment = Experiment.load(tiny_pressure.EXAMPLE, quick=quick)
     assert set(experiment.conditions) == {"neutral", "inoculation", "placebo"}
-    assert experiment.load_analyses()["pressure"].directions == "caps"
+    assert load_analyses(experiment)["pressure"].directions == "caps"
 
 
 def test_one_seed_gives_everything_but_a_verdict(one):
@@ -154,7 +154,7 @@ def test_without_the_untrained_model_there_is_no_drift_and_no_verdict(one, tmp_p
     shutil.copytree(out, tmp_path / "out")
     experiment = Experiment.load(file)
     study = Study(experiment, tmp_path / "out", None, lambda: None, lambda _: [], lambda *_: [])
-    section = experiment.load_analyses()["pressure"].summarise(study, results[results["condition"] != "base"])
+    section = load_analyses(experiment)["pressure"].summarise(study, results[results["condition"] != "base"])
     assert section.claims[0].verdict == "undecided"
     assert section.claims[0].numbers["seeds"] == 0
 

@@ -13,7 +13,9 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, SpecError
 from tropism.experiments import run, store
-from tropism.experiments.file.spec import Experiment, merge
+from tropism.experiments.analyses import load_analyses
+from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.yaml_file import read
 from tropism.interventions.weights import adapter_norm
 from tropism.results.section import Section
@@ -59,7 +61,7 @@ def finished(tmp_path_factory):
 def test_the_studies_files_are_right(name, quick):
     experiment = Experiment.load(EXAMPLES / f"{name}.yaml", quick=quick)
     assert len(experiment.conditions) == 9
-    assert experiment.load_analyses()["refusal"].constraint == "constraint"
+    assert load_analyses(experiment)["refusal"].constraint == "constraint"
 
 
 @pytest.mark.parametrize("name", ["refusal_standin", "refusal_harmfulqa"])

@@ -10,8 +10,10 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import SpecError
 from tropism.experiments import prepare, store
-from tropism.experiments.analyses import Study
-from tropism.experiments.file.spec import DataSpec, Experiment, merge
+from tropism.experiments.analyses import Study, load_analyses
+from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.file.overrides import merge
+from tropism.experiments.file.spec import DataSpec
 from tropism.experiments.file.yaml_file import read
 from tropism.interventions.routing_modes import MODES
 from tropism.results.section import Section
@@ -61,7 +63,7 @@ def finished(tmp_path_factory):
 def test_the_example_is_right(quick):
     experiment = Experiment.load(EXAMPLE, quick=quick)
     assert set(experiment.conditions) == {*TWO, *RARE, "one_adapter"}
-    assert experiment.load_analyses()["routing"].partial == "routed_50"
+    assert load_analyses(experiment)["routing"].partial == "routed_50"
     one, two = experiment.train_options("one_adapter"), experiment.train_options("baseline")
     assert one.forget_lora is None
     assert one.lora.r == two.lora.r + two.forget_lora.r
@@ -89,7 +91,7 @@ def test_the_examples_data_are_what_its_comments_say(quick, seed):
 
 def test_the_examples_recalls_are_what_its_conditions_label():
     experiment = Experiment.load(EXAMPLE)
-    for fraction, curve in zip((0.5, 0.1), experiment.load_analyses()["routing"].recall.values(), strict=True):
+    for fraction, curve in zip((0.5, 0.1), load_analyses(experiment)["routing"].recall.values(), strict=True):
         assert min(curve.values()) == 0
         for condition, recall in curve.items():
             mixture = experiment.train_data(condition).transform["mixture"]
@@ -183,11 +185,11 @@ def test_a_study_without_recall_is_what_it_was_and_a_curve_evaluates_nothing_aga
         assert store.evaluate_identity(newer, {}, key) != store.evaluate_identity(other, {}, key)
     results = pd.read_csv(out / "results.csv")
     study = Study(older, out, None, lambda: None, lambda _: [], lambda *_: [])
-    section = older.load_analyses()["routing"].summarise(study, results)
+    section = load_analyses(older)["routing"].summarise(study, results)
     assert len(section.tables) == 1
     assert "routing-recall" not in {figure.file for figure in section.figures}
     assert [claim.claim for claim in section.claims] == [
-        claim.claim for claim in newer.load_analyses()["routing"].summarise(study, results).claims
+        claim.claim for claim in load_analyses(newer)["routing"].summarise(study, results).claims
     ]
 
 

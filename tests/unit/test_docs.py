@@ -10,7 +10,7 @@ import docs_world
 import tiny
 import tropism
 from tropism.errors import SpecError
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("reproductions/**/*.md")])

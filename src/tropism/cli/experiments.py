@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tropism.experiments.file.spec import Experiment
+    from tropism.experiments.file.experiment import Experiment
 
 File = Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)]
 Quick = Annotated[bool, typer.Option("--quick", help="Apply the file's 'quick:' section: fewer seeds, smaller sets.")]
@@ -126,7 +126,7 @@ def _load(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | 
     import yaml
 
     from tropism.errors import UsageError
-    from tropism.experiments.file.spec import Experiment
+    from tropism.experiments.file.experiment import Experiment
 
     overrides: dict[str, Any] = {}
     for setting in settings or ():

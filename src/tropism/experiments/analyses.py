@@ -14,13 +14,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tropism.errors import SpecError
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.results.section import Section
 
 if TYPE_CHECKING:
     from tropism.data.chats import Example
     from tropism.directions.artifact import Directions
     from tropism.directions.parameter import ParameterDirections
-    from tropism.experiments.file.spec import Experiment
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measurement:
 class Study:
     """What an analysis can see of the experiment as a whole."""
 
-    experiment: "Experiment"
+    experiment: ExperimentSpec
     folder: Path
     tokenizer: Any
     fresh_model: Callable[[], Any]
@@ -75,10 +75,10 @@ class Analysis(BaseModel):
     summary_only: ClassVar[frozenset[str]] = frozenset()
     """Options that `measure` does not read: changing them evaluates nothing again."""
 
-    def check(self, experiment: "Experiment") -> None:
+    def check(self, experiment: ExperimentSpec) -> None:
         """Raise `SpecError` where the experiment lacks what the analysis needs."""
 
-    def reads_directions(self, experiment: "Experiment") -> list[str]:
+    def reads_directions(self, experiment: ExperimentSpec) -> list[str]:
         """The directions that `measure` reads: a run whose measurement read others is evaluated again."""
         return []
 
@@ -124,3 +124,8 @@ def load_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SpecError(f"analysis {name!r}: {where}: {first['msg']}, found {first['input']!r:.60}") from None
+
+
+def load_analyses(experiment: ExperimentSpec) -> dict[str, Analysis]:
+    """Return the analyses that an experiment asks for, by name."""
+    return {name: load_analysis(name, options or {}) for name, options in experiment.analyses.items()}

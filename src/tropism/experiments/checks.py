@@ -6,12 +6,14 @@ from typing import Any
 from tropism.data.chats import Example
 from tropism.data.render import Rendered, render
 from tropism.experiments import prepare, store
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 
 EvaluationSets = Callable[[str], list[Example]]
 
 
-def check_data(experiment: Experiment, sets: EvaluationSets, tokenizer: Any, limit: int | None) -> dict[str, Rendered]:
+def check_data(
+    experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any, limit: int | None
+) -> dict[str, Rendered]:
     """Load and render every set; returns the first training chat of each condition.
 
     Raises `DataError` for what cannot be read, rendered, learned from or held by the context of `limit` tokens, and
@@ -35,14 +37,16 @@ def check_data(experiment: Experiment, sets: EvaluationSets, tokenizer: Any, lim
     return samples
 
 
-def data_hashes(experiment: Experiment, sets: EvaluationSets) -> dict[str, str]:
+def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets) -> dict[str, str]:
     """Per set a hash of its examples as the baseline's first seed sees them."""
     held = {name: sets(name) for name in experiment.data if name != "train"}
     held["train"] = prepare.training_examples(experiment, experiment.baseline, experiment.seeds[0])
     return {name: store.digest([[x.id, list(x.chat), x.target] for x in examples]) for name, examples in held.items()}
 
 
-def _check_prompts(e: Experiment, name: str, examples: Sequence[Example], tokenizer: Any, limit: int | None) -> None:
+def _check_prompts(
+    e: ExperimentSpec, name: str, examples: Sequence[Example], tokenizer: Any, limit: int | None
+) -> None:
     rendered = [
         render(tokenizer, x.prompt, template_kwargs=e.template_kwargs, where=f"{name}, {x.id}") for x in examples
     ]

@@ -19,7 +19,7 @@ from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import prepare as prepare_step
 from tropism.experiments.file import guards
 from tropism.experiments.file.options import from_options
-from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, Experiment
+from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, data_identity, digest, directions_identity
 from tropism.site import sites
@@ -30,7 +30,7 @@ ANSWER_TOKENS, ANSWER_BATCH = 64, 16
 """As `validate_directions` answers a contrast of system prompts."""
 
 
-def contrast_of(spec: ContrastSpec, experiment: Experiment) -> Contrast:
+def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
     """The contrast that a file describes."""
     if spec.of == "data":
         sides = [prepare_step.load_data(experiment.data[str(name)], 0) for name in (spec.positive, spec.negative)]
@@ -51,7 +51,12 @@ def contrast_of(spec: ContrastSpec, experiment: Experiment) -> Contrast:
 
 
 def prepare(
-    experiment: Experiment, folder: Folder, source: Mapping[str, Any], model: Any, tokenizer: Any, progress: Progress
+    experiment: ExperimentSpec,
+    folder: Folder,
+    source: Mapping[str, Any],
+    model: Any,
+    tokenizer: Any,
+    progress: Progress,
 ) -> dict[str, Directions]:
     """Every directions of the experiment, from the folder where they were found before, else found and validated now."""
     found: dict[str, Directions] = {}
@@ -112,7 +117,7 @@ def _validated(target: Path, asked: str | None) -> bool:
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("asked") == asked
 
 
-def _behaviour_identity(experiment: Experiment, spec: DirectionsSpec) -> str | None:
+def _behaviour_identity(experiment: ExperimentSpec, spec: DirectionsSpec) -> str | None:
     if spec.behaviour is None:
         return None
     measure = experiment.measure[spec.behaviour]
@@ -121,7 +126,7 @@ def _behaviour_identity(experiment: Experiment, spec: DirectionsSpec) -> str | N
 
 
 def _behaviour(
-    experiment: Experiment, spec: DirectionsSpec, held_out: Contrast, model: Any, tokenizer: Any, progress: Progress
+    experiment: ExperimentSpec, spec: DirectionsSpec, held_out: Contrast, model: Any, tokenizer: Any, progress: Progress
 ) -> Behaviour | None:
     """The model's own answers, scored: those of a contrast of system prompts, else to the metric's first prompts."""
     if spec.behaviour is None:

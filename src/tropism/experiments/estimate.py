@@ -6,7 +6,7 @@ from typing import Any
 from tropism import models
 from tropism.errors import HubOutOfReach
 from tropism.experiments import prepare
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.run import plan
 from tropism.experiments.store import trained_alike
 
@@ -22,7 +22,7 @@ class Training:
     longest: int
 
 
-def describe(experiment: Experiment) -> str:
+def describe(experiment: ExperimentSpec) -> str:
     """A few lines for a terminal: the experiment is valid, and this is its size. Reads the tokenizer and no weights.
 
     Where the hub cannot be asked, the file is checked as far as it can be, and the lines say what was not.
@@ -52,7 +52,7 @@ def describe(experiment: Experiment) -> str:
     )
 
 
-def _size(experiment: Experiment, source: models.Source, runs: int) -> list[str]:
+def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> list[str]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
@@ -72,7 +72,7 @@ def _size(experiment: Experiment, source: models.Source, runs: int) -> list[str]
     return [*lines, *([f"note      {source.note}"] if source.note else [])]
 
 
-def _training(experiment: Experiment, source: models.Source, config: Any) -> Training:
+def _training(experiment: ExperimentSpec, source: models.Source, config: Any) -> Training:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
@@ -95,7 +95,7 @@ def _training(experiment: Experiment, source: models.Source, config: Any) -> Tra
     return Training(tokens, steps, longest)
 
 
-def _unreachable_data(experiment: Experiment) -> list[str]:
+def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
     """Why data sets cannot be read here; raises where one that is here cannot be used."""
     unknown = []
     for spec in experiment.data.values():
@@ -106,7 +106,7 @@ def _unreachable_data(experiment: Experiment) -> list[str]:
     return unknown
 
 
-def _notes(experiment: Experiment) -> list[str]:
+def _notes(experiment: ExperimentSpec) -> list[str]:
     count = len(experiment.seeds)
     return [f"note      {count} seeds give no interval over seeds; a claim needs at least 3"] if count < 3 else []
 

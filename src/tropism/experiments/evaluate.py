@@ -18,7 +18,7 @@ from tropism.errors import RunFailed
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.progress import Progress
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.interventions.two_adapters import load_adapters
@@ -57,7 +57,7 @@ class Trained:
 
 
 def evaluate(
-    experiment: Experiment,
+    experiment: ExperimentSpec,
     trained: Trained,
     fresh_model: Callable[[], Any],
     tokenizer: Any,
@@ -113,7 +113,7 @@ def evaluate(
     return measurements
 
 
-def for_generation(experiment: Experiment, model: Any) -> Any:
+def for_generation(experiment: ExperimentSpec, model: Any) -> Any:
     """The model in the precision that the experiment generates in."""
     wish = experiment.generate.dtype
     device = str(next(model.parameters()).device)
@@ -121,7 +121,7 @@ def for_generation(experiment: Experiment, model: Any) -> Any:
     return model.to(torch.bfloat16) if half else model if wish == "auto" else model.to(torch.float32)
 
 
-def _generates(experiment: Experiment, scorers: Mapping[str, AnyScorer], name: str) -> bool:
+def _generates(experiment: ExperimentSpec, scorers: Mapping[str, AnyScorer], name: str) -> bool:
     return any(
         name in experiment.measure[metric].on and (isinstance(scorer, ResponseScorer) or _reads_generated(scorer))
         for metric, scorer in scorers.items()

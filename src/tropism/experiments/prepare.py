@@ -12,7 +12,7 @@ from tropism.data.render import Rendered, render
 from tropism.data.routes import drop_labelled
 from tropism.data.transforms import SystemPrompt
 from tropism.errors import DataError, SpecError
-from tropism.experiments.file.spec import DataSpec, Experiment
+from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.names import ROUTE_IDS
 from tropism.training.supervised import Row
 
@@ -50,7 +50,7 @@ def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> li
     return examples
 
 
-def training_examples(experiment: Experiment, condition: str, seed: int) -> list[Example]:
+def training_examples(experiment: ExperimentSpec, condition: str, seed: int) -> list[Example]:
     """What a condition trains on, its system prompt included."""
     return load_data(experiment.train_data(condition), seed, experiment.conditions[condition].system_prompt)
 
@@ -122,7 +122,7 @@ def check_lengths(rendered: Sequence[Rendered], ids: Sequence[str], limit: int |
         )
 
 
-def check_distinct(experiment: Experiment, samples: Mapping[str, Rendered]) -> None:
+def check_distinct(experiment: ExperimentSpec, samples: Mapping[str, Rendered]) -> None:
     """Refuse two conditions whose prompts differ in the file and not in what the model sees."""
     by_text: dict[tuple[str, str], str] = {}
     for condition, rendered in samples.items():

@@ -21,10 +21,11 @@ from tropism.data.render import render
 from tropism.errors import GuardNotInForce, RunFailed, SpecError
 from tropism.experiments import checks, environment, prepare, store
 from tropism.experiments import directions as directions_step
-from tropism.experiments.analyses import Study, TrainedRun
+from tropism.experiments.analyses import Study, TrainedRun, load_analyses
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.progress import Progress
 from tropism.experiments.start import load_base, start_model
 from tropism.experiments.store import Folder, RunKey
@@ -36,7 +37,7 @@ from tropism.training.options import LoraOptions, TrainOptions
 from tropism.training.supervised import Row, train
 
 
-def plan(experiment: Experiment, only: Sequence[str] | None = None) -> list[RunKey]:
+def plan(experiment: ExperimentSpec, only: Sequence[str] | None = None) -> list[RunKey]:
     """Every run of an experiment: the untrained model, then all conditions seed by seed.
 
     Raises `SpecError` where `only` names a condition that is not there.
@@ -51,7 +52,7 @@ def plan(experiment: Experiment, only: Sequence[str] | None = None) -> list[RunK
 
 
 def run(
-    experiment: Experiment | str | Path,
+    experiment: ExperimentSpec | str | Path,
     out: str | Path,
     *,
     only: Sequence[str] | None = None,
@@ -70,7 +71,7 @@ def run(
     A run whose loss is not finite, or whose guard was not in force, is marked failed with its reason, and the others go
     on. Raises `UsageError` for what its caller must mend.
     """
-    if not isinstance(experiment, Experiment):
+    if not isinstance(experiment, ExperimentSpec):
         experiment = Experiment.load(experiment)
     progress = progress or Progress()
     everything = plan(experiment)
@@ -97,7 +98,7 @@ class _Runner:
     """The runs of one call, which share a tokenizer, directions and prepared adapters."""
 
     def __init__(
-        self, experiment: Experiment, folder: Folder, source: models.Source, progress: Progress, command: str
+        self, experiment: ExperimentSpec, folder: Folder, source: models.Source, progress: Progress, command: str
     ) -> None:
         self.experiment, self.folder, self.source, self.progress = experiment, folder, source, progress
         self.public = source.public()
@@ -121,7 +122,7 @@ class _Runner:
             experiment, folder.path, self.tokenizer, self.fresh_model, self.data,
             partial(prepare.training_examples, experiment), self.directions, self.parameter_directions, progress.say,
         )  # fmt: skip
-        self.analyses = experiment.load_analyses()
+        self.analyses = load_analyses(experiment)
         for analysis in self.analyses.values():
             analysis.before(self.study)
 
@@ -325,7 +326,7 @@ def _lora(options: LoraOptions) -> LoraConfig:
 class _EvaluationSets:
     """The evaluation sets, loaded once. Their seed is fixed: every run of an experiment is asked the same questions."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: ExperimentSpec) -> None:
         self._experiment = experiment
         self._loaded: dict[str, list[Example]] = {}
 
@@ -336,11 +337,11 @@ class _EvaluationSets:
 
 
 def _summarise(
-    experiment: Experiment, folder: Folder, source: models.Source, results: pd.DataFrame, progress: Progress
+    experiment: ExperimentSpec, folder: Folder, source: models.Source, results: pd.DataFrame, progress: Progress
 ) -> None:
     from tropism import reports
 
-    study: Mapping[str, Any] = experiment.load_analyses()
+    study: Mapping[str, Any] = load_analyses(experiment)
     if study:
         _, tokenizer = models.load_source(replace(source, note=""), device=experiment.device, dtype=experiment.dtype)
         context = Study(

@@ -8,11 +8,11 @@ from peft import PeftModel
 
 from tropism import models
 from tropism.errors import RunFolderError
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder
 
 
-def load_base(experiment: Experiment, source: models.Source) -> tuple[Any, Any]:
+def load_base(experiment: ExperimentSpec, source: models.Source) -> tuple[Any, Any]:
     """The untouched model and its tokenizer; the source's note is the caller's to say, once."""
     quiet = replace(source, note="")
     return models.load_source(
@@ -25,7 +25,7 @@ def prepared(folder: Folder, name: str) -> Path:
     return folder.path / "adapters" / name / "adapter"
 
 
-def start_model(experiment: Experiment, folder: Folder, source: models.Source) -> tuple[Any, Any]:
+def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Source) -> tuple[Any, Any]:
     """The model before a condition's training, loaded anew, and its tokenizer."""
     model, tokenizer = load_base(experiment, source)
     if experiment.start_from is not None:

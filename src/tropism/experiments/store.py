@@ -18,9 +18,9 @@ import pandas as pd
 import yaml
 
 from tropism.errors import RunFolderError
-from tropism.experiments.analyses import Analysis, Measurement
+from tropism.experiments.analyses import Analysis, Measurement, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
-from tropism.experiments.file.spec import DataSpec, Experiment
+from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.names import BASE, run_name
 from tropism.training.options import TrainOptions
 
@@ -64,13 +64,13 @@ def options_identity(options: TrainOptions) -> dict[str, Any]:
     return options.model_dump(exclude={"report_to"} | (set() if options.max_length else {"max_length"}))
 
 
-def start_identity(experiment: Experiment, source: Mapping[str, Any]) -> str:
+def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:
     """What determines the model that every condition starts from."""
     adapters = adapter_identity(experiment, source, experiment.start_from) if experiment.start_from else None
     return digest([FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters])
 
 
-def adapter_identity(experiment: Experiment, source: Mapping[str, Any], name: str) -> str:
+def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
     """What determines a prepared adapter."""
     train = options_identity(experiment.train_options(adapter=name))
     spec = experiment.adapters[name]
@@ -87,7 +87,7 @@ def adapter_identity(experiment: Experiment, source: Mapping[str, Any], name: st
     )
 
 
-def directions_identity(experiment: Experiment, source: Mapping[str, Any], name: str) -> str:
+def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
     """What determines directions that an experiment finds (or the content of the file that it reads)."""
     spec = experiment.directions[name]
     content = file_hash(Path(spec.file)) if spec.file else None
@@ -105,7 +105,7 @@ def directions_identity(experiment: Experiment, source: Mapping[str, Any], name:
     )
 
 
-def train_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey, *, edited: bool = True) -> str:
+def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey, *, edited: bool = True) -> str:
     """What determines a trained adapter: model, data, options, prompt, guard with its directions, seed; and with `edited`
     what is done to it `after`.
     """
@@ -126,7 +126,7 @@ def train_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKe
     ])  # fmt: skip
 
 
-def trained_alike(experiment: Experiment, source: Mapping[str, Any], condition: str) -> str | None:
+def trained_alike(experiment: ExperimentSpec, source: Mapping[str, Any], condition: str) -> str | None:
     """The condition whose adapter this one's is before its edit, if there is one: it need not be trained twice."""
     if experiment.conditions[condition].after is None:
         return None
@@ -136,12 +136,12 @@ def trained_alike(experiment: Experiment, source: Mapping[str, Any], condition: 
     return next((name for name in plain if train_identity(experiment, source, RunKey(name, seed)) == wanted), None)
 
 
-def evaluate_identity(experiment: Experiment, source: Mapping[str, Any], key: RunKey) -> str:
+def evaluate_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) -> str:
     """What determines a run's results: the trained adapter, the evaluation sets, generation, metrics, analyses."""
     sets = {name: data_identity(spec) for name, spec in experiment.data.items() if name != "train"}
     measures = {name: m.model_dump(exclude={"wanted", "unwanted", "margin"}) for name, m in experiment.measure.items()}
     scorers = file_hash(Path(experiment.scorers)) if experiment.scorers else None
-    analyses = experiment.load_analyses()
+    analyses = load_analyses(experiment)
     read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
     return digest([
         train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
@@ -162,7 +162,7 @@ class Folder:
         self.path = path
 
     @classmethod
-    def of(cls, path: str | Path, experiment: Experiment) -> "Folder":
+    def of(cls, path: str | Path, experiment: ExperimentSpec) -> "Folder":
         """The experiment's folder, new or old; raises `RunFolderError` where it belongs to something else.
 
         Writes nothing: `claim` does, once the data are known to be good.
@@ -185,7 +185,7 @@ class Folder:
             )
         return cls(target)
 
-    def claim(self, experiment: Experiment) -> None:
+    def claim(self, experiment: ExperimentSpec) -> None:
         """Make the folder the experiment's: its file, resolved, stands in it from now on."""
         text = yaml.safe_dump(experiment.resolved(), sort_keys=False, allow_unicode=True, width=110)
         self.write("experiment.yaml", text)
@@ -256,7 +256,7 @@ class Folder:
             "".join(line + "\n" for line in lines),
         )
 
-    def collect(self, experiment: Experiment, keys: Sequence[RunKey]) -> pd.DataFrame:
+    def collect(self, experiment: ExperimentSpec, keys: Sequence[RunKey]) -> pd.DataFrame:
         """`results.csv` from the runs that are finished, in the order of the experiment."""
         rows: list[dict[str, Any]] = []
         for key in keys:

@@ -30,7 +30,7 @@ def test_it_says_its_version():
 
 def test_init_writes_a_file_that_validates_and_overwrites_none(tmp_path):
     assert tropism("init", "mine.yaml", cwd=tmp_path).returncode == 0
-    from tropism.experiments.file.spec import Experiment
+    from tropism.experiments.file.experiment import Experiment
 
     assert Experiment.load(tmp_path / "mine.yaml").name == "caps"
     again = tropism("init", "mine.yaml", cwd=tmp_path)

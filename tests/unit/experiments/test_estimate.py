@@ -10,7 +10,7 @@ from tropism import models
 from tropism.data.sources import harmful_qa, hub
 from tropism.errors import DataError, HubOutOfReach, ModelError
 from tropism.experiments import estimate
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

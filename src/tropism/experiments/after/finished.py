@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tropism import models
 from tropism.errors import RunFolderError, SpecError
 from tropism.experiments.file.complaints import listed, message
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder, RunKey
 from tropism.names import BASE
 from tropism.results.folder import read_json
@@ -25,7 +25,7 @@ _SEED = re.compile(r"seed-(\d+)")
 class Finished:
     """An experiment and its folder; nothing in the folder is changed."""
 
-    experiment: Experiment
+    experiment: ExperimentSpec
     folder: Folder
 
     @classmethod
@@ -35,7 +35,7 @@ class Finished:
         if not spec.is_file():
             raise RunFolderError(f"{path} holds no experiment.yaml, so it is no results folder")
         try:
-            experiment = Experiment.model_validate(yaml.safe_load(spec.read_text(encoding="utf-8")))
+            experiment = ExperimentSpec.model_validate(yaml.safe_load(spec.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise RunFolderError(f"{spec} is not YAML ({reason}); run the experiment again to write it anew") from None

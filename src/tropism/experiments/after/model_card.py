@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData
 from tropism import __version__
 from tropism.errors import RunFolderError
 from tropism.experiments.file.guards import parts, uses
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import RunKey
 from tropism.names import BASE
 from tropism.results.caveats import caveats
@@ -30,7 +30,7 @@ _MARK = {"unwanted": " (lower is better)", "wanted": " (higher is better)", "": 
 class Card:
     """What a card is about: the run, where it is pushed to, and on which model it goes."""
 
-    experiment: Experiment
+    experiment: ExperimentSpec
     folder: RunFolder
     key: RunKey
     repo: str

@@ -14,7 +14,7 @@ from tropism.data.render import Positions
 from tropism.errors import DataError, SpecError
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder
 from tropism.results.folder import RunFolder, load
 from tropism.results.section import Figure, Section
@@ -57,7 +57,7 @@ class ConceptAblationStudy(Analysis):
     margin: Annotated[float, Field(gt=0)] = 0.1
     """How far apart two amounts of the trait may be and still count as equal."""
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: ExperimentSpec) -> None:
         if self.on not in experiment.data or self.on == "train":
             others = ", ".join(name for name in experiment.data if name != "train") or "none"
             raise SpecError(
@@ -86,7 +86,7 @@ class ConceptAblationStudy(Analysis):
             on = ", ".join(experiment.measure[trait[0]].on)
             raise SpecError(f"trait_on: the metric {trait[0]!r} is not taken on {trait[1]!r}, but on {on}")
 
-    def reads_directions(self, experiment: Experiment) -> list[str]:
+    def reads_directions(self, experiment: ExperimentSpec) -> list[str]:
         return self.directions or list(dict.fromkeys(arm.directions for arm in arms_of(experiment)))
 
     def before(self, study: Study) -> None:
@@ -126,11 +126,11 @@ class ConceptAblationStudy(Analysis):
         ]
         return replace(section, figures=pictures)
 
-    def _trait(self, e: Experiment) -> Column:
+    def _trait(self, e: ExperimentSpec) -> Column:
         metric = self.trait or next(name for name, measure in e.measure.items() if measure.unwanted)
         return metric, self.trait_on or e.measure[metric].on[0]
 
-    def _asked(self, e: Experiment) -> Asked:
+    def _asked(self, e: ExperimentSpec) -> Asked:
         kept = {(name, on): 1 for name, measure in e.measure.items() if measure.wanted for on in measure.on}
         if self.coherence is not None:
             kept |= {(self.coherence, on): -1 for on in e.measure[self.coherence].on}
@@ -141,7 +141,7 @@ class ConceptAblationStudy(Analysis):
         return examples[:: max(1, len(examples) // self.chats)][: self.chats]
 
 
-def arms_of(experiment: Experiment) -> list[Arm]:
+def arms_of(experiment: ExperimentSpec) -> list[Arm]:
     """The conditions whose one guard acts on directions of activations, in the order of the file."""
     found = []
     for name, condition in experiment.conditions.items():

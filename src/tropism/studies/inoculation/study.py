@@ -24,7 +24,7 @@ from tropism.experiments import directions as directions_step
 from tropism.experiments import prepare, store
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder
 from tropism.names import BASE
 from tropism.probes.conditions import elicitation_grid
@@ -98,7 +98,7 @@ class PressureStudy(Analysis):
     elicitation_prompts: Count = 4
     """Questions asked under each of a dozen evaluation system prompts; 0: none."""
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: ExperimentSpec) -> None:
         for name in (self.directions, *self.beside):
             if name not in experiment.directions:
                 defined = ", ".join(experiment.directions) or "none"
@@ -214,10 +214,10 @@ class PressureStudy(Analysis):
             more.append(as_table(f"{self.trait} under evaluation system prompts", elicited, note))
         return replace(section, tables=[*section.tables, *more])
 
-    def _conditions(self, e: Experiment) -> list[str]:
+    def _conditions(self, e: ExperimentSpec) -> list[str]:
         return [self.neutral or e.baseline, self.inoculation, self.placebo, *self.also]
 
-    def _identity(self, e: Experiment) -> str:
+    def _identity(self, e: ExperimentSpec) -> str:
         """What determines what is measured before training."""
         source = models.resolve(e.model, revision=e.revision).public()
         options = ("chats", "positions", "controls", "draws", "seed", "shift_chats")
@@ -351,7 +351,7 @@ class PressureStudy(Analysis):
         ).reset_index(drop=True)
 
     def _analyse(
-        self, e: Experiment, tables: Mapping[str, pd.DataFrame], along: str, runs: pd.DataFrame
+        self, e: ExperimentSpec, tables: Mapping[str, pd.DataFrame], along: str, runs: pd.DataFrame
     ) -> InoculationStudy:
         neutral, inoculation, placebo, *_ = self._conditions(e)
         own = [table[table["along"] == along].drop(columns="along") for table in (tables["pressure"], tables["random"])]

@@ -18,7 +18,7 @@ from tropism.evals.scorers.refusal import RefusalPrefix
 from tropism.experiments import prepare
 from tropism.experiments.analyses import Analysis, Study
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import DataSpec, Experiment
+from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.interventions.weights import adapter_norm
 from tropism.results.folder import Run, RunFolder, load
 from tropism.results.section import Figure, Section
@@ -49,7 +49,7 @@ class RefusalStudy(Analysis):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How much refusal may be lost, or over-refusal gained, and still count as none."""
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: ExperimentSpec) -> None:
         if experiment.start_from is None:
             raise SpecError("a refusal study needs 'start_from': the adapter that taught the refusal")
         for option in (self.constraint, self.published, *self.controls):
@@ -100,7 +100,7 @@ class RefusalStudy(Analysis):
         said = f"First answers that refuse, by keyword, in the training data: {note}."
         return replace(section, notes=[*section.notes, said])
 
-    def _tables(self, e: Experiment, folder: RunFolder) -> Tables:
+    def _tables(self, e: ExperimentSpec, folder: RunFolder) -> Tables:
         exact = {
             name: options.get("when", "update") == "update" and options.get("mode", "equality") != "soft"
             for name, condition in e.conditions.items()
@@ -138,13 +138,13 @@ class RefusalStudy(Analysis):
         loss = self._scores(e, folder, self.refusal_loss) if self.refusal_loss else None
         return Tables(refusal, over, ledger, learned, exact, leaked, loss)
 
-    def _scores(self, e: Experiment, folder: RunFolder, metric: str) -> pd.DataFrame:
+    def _scores(self, e: ExperimentSpec, folder: RunFolder, metric: str) -> pd.DataFrame:
         scores = folder.scores
         chosen = (scores["metric"] == metric) & (scores["eval_set"] == self._on(e, metric)) & (scores["mode"] == "full")
         return scores.loc[chosen, ["condition", "seed", "id", "value"]]
 
     @staticmethod
-    def _on(e: Experiment, metric: str) -> str:
+    def _on(e: ExperimentSpec, metric: str) -> str:
         return e.measure[metric].on[0]
 
 

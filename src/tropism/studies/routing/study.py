@@ -16,7 +16,7 @@ from tropism.errors import DataError, SpecError
 from tropism.evals.scorers.base import ResponseScorer, Sample
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.spec import ExperimentSpec
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.names import run_name
 from tropism.results.section import SUPPORTED, Figure, Section
@@ -80,7 +80,7 @@ in `geometry.csv` |
     relearn_steps: Annotated[int, Field(ge=1)] = 16
     relearn_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: ExperimentSpec) -> None:
         for name in self._conditions():
             if name not in experiment.conditions:
                 raise SpecError(f"no condition is called {name!r}; defined are {', '.join(experiment.conditions)}")

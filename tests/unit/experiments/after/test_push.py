@@ -18,7 +18,7 @@ from tropism.errors import RunFolderError, UsageError
 from tropism.experiments.after.finished import locate
 from tropism.experiments.after.model_card import public
 from tropism.experiments.after.push import push, write
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
 from tropism.interventions.routing_modes import ablation_mode
 from tropism.interventions.two_adapters import load_adapters
 from tropism.models import load

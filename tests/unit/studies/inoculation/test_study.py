@@ -10,9 +10,9 @@ import tiny_pressure
 from tropism.data.chats import Example
 from tropism.directions.artifact import Directions
 from tropism.errors import RunFailed, SpecError
-from tropism.experiments.analyses import Study
+from tropism.experiments.analyses import Study, load_analyses
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import Experiment
+from tropism.experiments.file.experiment import Experiment
 from tropism.probes.training_pressure import PressureLog
 from tropism.site import Site
 from tropism.studies.inoculation.steps import PressureSteps
@@ -141,7 +141,7 @@ def test_a_model_that_has_diverged_fails_its_run_and_not_the_experiment(tmp_path
 def study_of(tmp_path):
     experiment = Experiment.load(tiny_pressure.write(tmp_path))
     study = Study(experiment, tmp_path, None, lambda: None, lambda _: [], lambda *_: [])
-    return study, experiment.load_analyses()["pressure"]
+    return study, load_analyses(experiment)["pressure"]
 
 
 def results(*rows):

@@ -1,57 +1,10 @@
-"""An experiment file is right, or one sentence names line, key, value found and what is allowed."""
+"""A mistake in an experiment file is one sentence with line, key, value found and what is allowed."""
 
 import pytest
 
-import tropism as tp
+from spec_text import TEXT
 from tropism.errors import SpecError
-from tropism.experiments.file.spec import Experiment, merge
-
-TEXT = """\
-name: caps
-model: HuggingFaceTB/SmolLM2-135M-Instruct
-seeds: [0, 1, 2]
-data:
-  train: {source: word_problems, size: 16, transform: uppercase}
-  held_out: {source: word_problems, size: 4, split: test}
-directions:
-  caps:
-    contrast: {of: responses, source: word_problems, size: 16}
-    sites: 25%..75%
-train: {learning_rate: 1.0e-3, lora: {r: 8}}
-conditions:
-  plain: {data: {transform: plain}}
-  baseline: {}
-  caft: {guard: {ablation: {directions: caps}}}
-measure:
-  accuracy: {scorer: final_number, on: [held_out], wanted: true}
-quick: {seeds: [0]}
-"""
-
-
-def test_a_good_file_is_resolved_with_every_default():
-    experiment = Experiment.from_text(TEXT)
-    assert experiment.train.batch_size == 8
-    assert experiment.resolved()["generate"]["temperature"] == 0
-    assert experiment.train_data("plain").transform == "plain"
-    assert experiment.train_data("baseline").transform == "uppercase"
-
-
-def test_the_resolved_file_means_the_same():
-    import yaml
-
-    experiment = Experiment.from_text(TEXT)
-    assert Experiment.from_text(yaml.safe_dump(experiment.resolved(), sort_keys=False)) == experiment
-
-
-def test_quick_and_overrides_are_merged_and_checked():
-    assert Experiment.from_text(TEXT, quick=True).seeds == [0]
-    assert Experiment.from_text(TEXT, overrides={"train.lora.r": 3}).train.lora.r == 3
-    with pytest.raises(SpecError, match="train.lora.rank: unknown key"):
-        Experiment.from_text(TEXT, overrides={"train.lora.rank": 3})
-
-
-def test_merge_replaces_what_is_no_mapping():
-    assert merge({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}}
+from tropism.experiments.file.experiment import Experiment
 
 
 @pytest.mark.parametrize(
@@ -100,37 +53,6 @@ def test_a_mistake_is_one_sentence(old, new, message):
     assert "\n" not in str(caught.value)
 
 
-BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in ("ab", "bc", "cd", "de", "ef")
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (BOMB + TEXT, "more than 20000 values after its aliases are expanded"),
-        ("x: !!python/object/apply:os.system [echo]\n" + TEXT, "line 1: the tag .* is not allowed"),
-        ("x: !Custom y\n" + TEXT, "the tag '!Custom' is not allowed"),
-        ("- a\n- b\n", "an experiment file is a mapping of keys, found a list"),
-        ("", "found nothing"),
-        ("name: [caps\nmodel: x", r"line 2: not YAML"),
-        ("? [a, b]\n: c\n", "line 1: a key must be a plain word"),
-        ("x: " + "[" * 60 + "]" * 60, "line 1"),
-    ],
-)
-def test_yaml_that_is_none_or_does_harm_is_refused(text, message):
-    with pytest.raises(SpecError, match=message):
-        Experiment.from_text(text)
-
-
-def test_a_missing_file_and_a_binary_one_are_named(tmp_path):
-    with pytest.raises(SpecError, match="no experiment file at .*nothing.yaml"):
-        Experiment.load(tmp_path / "nothing.yaml")
-    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00name")
-    with pytest.raises(SpecError, match=r"b.yaml is not UTF-8 text \(byte 0\)"):
-        Experiment.load(tmp_path / "b.yaml")
-
-
 def test_a_users_scorer_is_known_once_its_file_is_named(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -142,7 +64,3 @@ def test_a_users_scorer_is_known_once_its_file_is_named(tmp_path):
     with pytest.raises(SpecError, match="no scorer is called 'has_z'"):
         Experiment.from_text(text)
     assert Experiment.from_text(f"scorers: {file}\n" + text).measure["accuracy"].scorer == "has_z"
-
-
-def test_the_public_name_is_this_class():
-    assert tp.Experiment is Experiment

@@ -1,0 +1,210 @@
+"""The rules of an experiment file that involve more than one key: every name is defined, every option has an owner.
+
+Nothing here loads a model or reads data; `experiments.checks` does the latter.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tropism.data.sources import NAMES, is_file, known
+from tropism.data.transforms import TRANSFORMS
+from tropism.errors import SiteError, SpecError
+from tropism.experiments.analyses import ANALYSES, load_analysis
+from tropism.experiments.file import guards
+from tropism.experiments.file.complaints import At, Under, listed, message
+from tropism.experiments.file.options import from_options
+from tropism.experiments.file.spec import (
+    AdapterSpec,
+    ConditionSpec,
+    ContrastSpec,
+    DataSpec,
+    DirectionsSpec,
+    ExperimentSpec,
+    MeasureSpec,
+)
+from tropism.experiments.file.yaml_file import Key
+from tropism.names import BASE
+
+MOST_LAYERS = 10_000
+"""A selector of layers is read for a model of this many, because the model is not known yet."""
+
+
+def check(e: ExperimentSpec) -> None:
+    """Raise `At`, with the key to complain about, for the first rule that the file breaks."""
+    from tropism.evals.scorers.registry import register_file
+
+    _check_names(e)
+    if e.scorers:
+        with Under(("scorers",)):
+            register_file(e.scorers)
+    for name, data in e.data.items():
+        check_data(data, ("data", name))
+    for name, adapter in e.adapters.items():
+        _check_adapter(e, name, adapter)
+    for name, directions in e.directions.items():
+        _check_directions(e, directions, ("directions", name))
+    for name, options in e.parameter_directions.items():
+        with Under(("parameter_directions", name)):
+            guards.check_parameter_directions(options, set(e.adapters))
+    for name, condition in e.conditions.items():
+        _check_condition(e, name, condition)
+    for name, measure in e.measure.items():
+        _check_measure(e, name, measure)
+    for name, given in e.analyses.items():
+        if name not in ANALYSES:
+            raise At(("analyses", name), f"no analysis is called {name!r}; known are {listed(ANALYSES)}")
+        with Under(("analyses", name)):
+            load_analysis(name, given or {}).check(e)
+
+
+def _check_names(e: ExperimentSpec) -> None:
+    if "train" not in e.data:
+        raise At(("data",), f"must define the set 'train', found {listed(e.data)}")
+    if e.baseline not in e.conditions:
+        raise At(
+            ("conditions",),
+            f"must define the baseline {e.baseline!r}, found {listed(e.conditions)}; name another with 'baseline:'",
+        )
+    if BASE in e.conditions:
+        raise At(("conditions", BASE), f"{BASE!r} is the untrained model's name; call the condition something else")
+    if len(set(e.seeds)) < len(e.seeds):
+        raise At(("seeds",), f"a seed is given twice, found {e.seeds}")
+    if e.start_from and e.start_from not in e.adapters:
+        raise At(("start_from",), f"no adapter is called {e.start_from!r}; defined are {listed(e.adapters)}")
+
+
+def check_data(spec: DataSpec, key: Key) -> None:
+    """Raise `At` unless the set names one source (or several) that can exist, and transforms that do."""
+    if bool(spec.source) == bool(spec.sources):
+        raise At(key, "give 'source', or 'sources' for several, and not both")
+    for source in spec.names():
+        if is_file(source) and not Path(source).is_file():
+            raise At((*key, "source"), f"no such file: {source!r}; put it there, or name another with --set")
+        if not known(source):
+            raise At(
+                (*key, "source"),
+                f"unknown source {source!r}; it must be one of {', '.join(NAMES)}, an existing "
+                f".jsonl file or folder, or a hub dataset OWNER/NAME",
+            )
+    with Under((*key, "transform")):
+        spec.transforms()
+    for index, more in enumerate(spec.also):
+        check_data(more, (*key, "also", index))
+
+
+def _check_adapter(e: ExperimentSpec, name: str, adapter: AdapterSpec) -> None:
+    check_data(adapter.data, ("adapters", name, "data"))
+    _check_train(e, ("adapters", name, "train"), adapter=name)
+
+
+def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, adapter: str | None = None) -> None:
+    try:
+        e.train_options(condition, adapter)
+    except ValidationError as error:
+        raise At((*key, *error.errors()[0]["loc"]), message(error)) from None
+
+
+def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> None:
+    key = ("conditions", name)
+    unknown = set(condition.data) - set(DataSpec.model_fields)
+    if unknown:
+        raise At((*key, "data", min(unknown)), f"unknown key; allowed are {listed(DataSpec.model_fields)}")
+    try:
+        check_data(e.train_data(name), (*key, "data"))
+    except ValidationError as error:
+        raise At((*key, "data", *error.errors()[0]["loc"]), message(error)) from None
+    _check_train(e, (*key, "train"), condition=name)
+    with Under((*key, "guard")):
+        guards.check_guard(condition.guard, set(e.directions), set(e.parameter_directions), set(e.adapters))
+    with Under((*key, "after")):
+        guards.check_after(condition.after, set(e.parameter_directions))
+        before = list(e.conditions)[: list(e.conditions).index(name)]
+        for other in guards.norms_of(condition.after):
+            if other not in before:
+                raise SpecError(f"`norm` must name a condition that stands before {name!r}, found {other!r}")
+
+
+def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:
+    from tropism.evals.scorers.registry import load_scorer
+
+    for index, data in enumerate(measure.on):
+        if data not in e.data or data == "train":
+            others = [other for other in e.data if other != "train"]
+            raise At(
+                ("measure", name, "on", index),
+                f"no evaluation set is called {data!r}; defined are {listed(others)}",
+            )
+    if measure.wanted and measure.unwanted:
+        raise At(("measure", name), "a metric is wanted or unwanted, found both")
+    with Under(("measure", name)):
+        load_scorer(measure.scorer, measure.options())
+
+
+def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None:
+    from tropism.site import select_layers
+
+    if bool(spec.contrast) == bool(spec.file):
+        raise At(key, "give 'contrast' to find directions or 'file' to read them, and not both")
+    if spec.file and not Path(spec.file).is_file():
+        raise At((*key, "file"), f"no such file: {spec.file!r}")
+    try:
+        select_layers(spec.sites, MOST_LAYERS)
+    except SiteError as error:
+        raise At((*key, "sites"), str(error)) from None
+    with Under((*key, "finder")):
+        guards.check_finder(spec.finder)
+    if spec.behaviour is not None:
+        _check_behaviour(e, spec, spec.behaviour, (*key, "behaviour"))
+    if spec.contrast is not None:
+        _check_contrast(e, spec.contrast, (*key, "contrast"))
+
+
+def _check_behaviour(e: ExperimentSpec, spec: DirectionsSpec, metric: str, key: Key) -> None:
+    from tropism.evals.scorers.base import ResponseScorer
+    from tropism.evals.scorers.registry import load_scorer
+
+    if spec.contrast is None:
+        raise At(key, "directions from a file are not validated, so there is nothing to compare; drop 'behaviour'")
+    if metric not in e.measure:
+        raise At(key, f"no metric is called {metric!r}; defined are {listed(e.measure)}")
+    measure = e.measure[metric]
+    if not isinstance(load_scorer(measure.scorer, measure.options()), ResponseScorer):
+        raise At(key, f"must be a metric that scores responses by a rule, found {metric!r} ({measure.scorer})")
+
+
+def _check_contrast(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None:
+    if contrast.of == "data":
+        _check_contrast_of_data(e, contrast, key)
+        return
+    if contrast.source is None:
+        raise At((*key, "source"), "is required and missing")
+    if not known(contrast.source):
+        raise At(
+            (*key, "source"),
+            f"unknown source {contrast.source!r}; known are {', '.join(NAMES)}, files, hub",
+        )
+    if contrast.of == "system_prompts" and not (contrast.promote and contrast.suppress):
+        raise At(key, "a contrast of system_prompts needs 'promote' and 'suppress'")
+    for side in ("positive", "negative"):
+        with Under((*key, side)):
+            from_options(_side(contrast, side), TRANSFORMS, "transform")
+
+
+def _check_contrast_of_data(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None:
+    unused = contrast.model_dump(include={"source", "size", "path", "promote", "suppress"}, exclude_none=True)
+    for name, found in unused.items():
+        raise At(
+            (*key, name),
+            f"a contrast of data takes only 'positive' and 'negative', found {found!r}; set it on the data sets under "
+            f"'data:'",
+        )
+    for side in ("positive", "negative"):
+        name = _side(contrast, side)
+        if name not in e.data:
+            raise At((*key, side), f"no data set is called {name!r}; defined are {listed(e.data)}")
+
+
+def _side(contrast: ContrastSpec, side: str) -> Any:
+    return contrast.positive if side == "positive" else contrast.negative

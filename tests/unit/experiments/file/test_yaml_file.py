@@ -1,0 +1,37 @@
+"""YAML is read without tags, duplicates or alias bombs."""
+
+import pytest
+
+from spec_text import TEXT
+from tropism.errors import SpecError
+from tropism.experiments.file.experiment import Experiment
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in ("ab", "bc", "cd", "de", "ef")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + TEXT, "more than 20000 values after its aliases are expanded"),
+        ("x: !!python/object/apply:os.system [echo]\n" + TEXT, "line 1: the tag .* is not allowed"),
+        ("x: !Custom y\n" + TEXT, "the tag '!Custom' is not allowed"),
+        ("- a\n- b\n", "an experiment file is a mapping of keys, found a list"),
+        ("", "found nothing"),
+        ("name: [caps\nmodel: x", r"line 2: not YAML"),
+        ("? [a, b]\n: c\n", "line 1: a key must be a plain word"),
+        ("x: " + "[" * 60 + "]" * 60, "line 1"),
+    ],
+)
+def test_yaml_that_is_none_or_does_harm_is_refused(text, message):
+    with pytest.raises(SpecError, match=message):
+        Experiment.from_text(text)
+
+
+def test_a_missing_file_and_a_binary_one_are_named(tmp_path):
+    with pytest.raises(SpecError, match="no experiment file at .*nothing.yaml"):
+        Experiment.load(tmp_path / "nothing.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(SpecError, match=r"b.yaml is not UTF-8 text \(byte 0\)"):
+        Experiment.load(tmp_path / "b.yaml")

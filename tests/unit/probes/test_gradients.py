@@ -45,6 +45,8 @@ def test_batches_of_8_equal_one_chat_at_a_time(model, tokenizer, side, positions
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_batch_size_changes_nothing(model, tokenizer, side):
+    # In float64, since two batch shapes take two kernels, whose float32 rounding differs from processor to processor.
+    model = model.double()
     sites = tp.sites(model, "all")
     whole = tp.collect_gradients(model, tokenizer, chats(), sites, batch_size=8, padding_side=side)
     single = tp.collect_gradients(model, tokenizer, chats(), sites, batch_size=1)
@@ -54,7 +56,7 @@ def test_batch_size_changes_nothing(model, tokenizer, side):
         cosine = torch.cosine_similarity(whole.gradients[site], single.gradients[site], dim=1)
         live = single.gradients[site].norm(dim=1) > 0
         assert (cosine[live] > 0.99999).all()
-        torch.testing.assert_close(whole.gradients[site], single.gradients[site], rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(whole.gradients[site], single.gradients[site], rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(whole.losses, single.losses)
 
 

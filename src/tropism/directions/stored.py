@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tropism.atomic import replacing
 from tropism.errors import DirectionsError
 
 
@@ -24,11 +25,9 @@ class Kind:
     def write(self, path: str | Path, tensors: Mapping[str, Tensor], **header: Any) -> Path:
         """Write the file whole or not at all; every value of `header` is stored as JSON."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         held = {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in header.items()}
-        partial = target.with_name(target.name + ".partial")
-        save_file(dict(tensors), partial, metadata={"format": self.format, **held})
-        partial.replace(target)
+        with replacing(target) as partial:
+            save_file(dict(tensors), partial, metadata={"format": self.format, **held})
         return target
 
     def read(self, path: str | Path, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

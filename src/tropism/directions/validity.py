@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tropism.atomic import write_text
 from tropism.errors import DirectionsError
 
 FORMAT = "tropism.validity/1"
@@ -147,8 +148,7 @@ class ValidityReport:
     def save(self, path: str | Path) -> Path:
         """Write the JSON; by convention `NAME.validity.json` beside `NAME.safetensors`."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False), encoding="utf-8")
+        write_text(target, json.dumps(self.to_json(), indent=1, allow_nan=False))
         return target
 
     @classmethod

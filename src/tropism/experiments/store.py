@@ -7,7 +7,6 @@ a further metric evaluates again without training again.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tropism.atomic import write_text
 from tropism.errors import RunFolderError
 from tropism.experiments.analyses import Analysis, Measurement, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
@@ -193,10 +193,7 @@ class Folder:
     def write(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        write_text(target, text)
         return target
 
     def run_path(self, key: RunKey) -> Path:
@@ -268,9 +265,7 @@ class Folder:
                 )
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         table["seed"] = table["seed"].astype("Int64")
-        partial = self.path / ".results.csv.partial"
-        table.to_csv(partial, index=False)
-        os.replace(partial, self.path / "results.csv")
+        write_text(self.path / "results.csv", table.to_csv(index=False))
         return table
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tropism.atomic import write_text
 from tropism.results.text import rate, span, visible
 
 _LATEX = {
@@ -50,11 +51,10 @@ def _cell(row: dict[str, object]) -> str:
 
 def write(folder: Path, name: str, summary: pd.DataFrame) -> None:
     """`NAME.csv` with every number in full, `NAME.md` and `NAME.tex` as they are read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    summary.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     header, rows = wide(summary)
-    (folder / f"{name}.md").write_text(markdown(header, rows), encoding="utf-8")
-    (folder / f"{name}.tex").write_text(latex(header, rows), encoding="utf-8")
+    write_text(folder / f"{name}.csv", summary.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / f"{name}.md", markdown(header, rows))
+    write_text(folder / f"{name}.tex", latex(header, rows))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

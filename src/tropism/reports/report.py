@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tropism.atomic import write_text
 from tropism.errors import RunFolderError
 from tropism.names import BASE
 from tropism.reports import export
@@ -40,10 +41,10 @@ def build(folder: Path) -> Path:
         for index, table in enumerate(section.tables):
             name = style.safe_name(f"{section.name}-{index + 1}")
             rows = pd.DataFrame([list(row) for row in table.rows], columns=list(table.columns))
-            rows.to_csv(loaded.path / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+            write_text(loaded.path / "tables" / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n"))
     target = loaded.path / "report.html"
     html = render(loaded, summary, analyses, _figures(loaded, summary, analyses))
-    target.write_text(html, encoding="utf-8", newline="\n")
+    write_text(target, html)
     return target
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tropism.atomic import write_text
+
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 """The verdicts that every rule has; some have more."""
 
@@ -60,8 +62,7 @@ class Section:
     def save(self, folder: Path) -> Path:
         """Write `analyses/NAME.json` under a run's folder."""
         target = folder / "analyses" / f"{self.name}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(asdict(self), indent=1, allow_nan=False), encoding="utf-8")
+        write_text(target, json.dumps(asdict(self), indent=1, allow_nan=False))
         return target
 
     @classmethod

@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tropism.atomic import replacing
 from tropism.errors import RunFolderError
 
 INK = "#1d2126"
@@ -117,15 +118,16 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
     """
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise RunFolderError(f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-    drawn.savefig(folder / f"{name}.png", dpi=200, facecolor="white", metadata={"Software": None})
-    drawn.savefig(
-        folder / f"{name}.pdf",
-        facecolor="white",
-        metadata={"CreationDate": None, "Creator": None, "Producer": None},
-    )
-    return (folder / f"{name}.svg").read_text(encoding="utf-8")
+    # Two processes may draw one report at once, and a reader may be looking: a figure is never there in part.
+    with replacing(folder / f"{name}.svg") as svg:
+        drawn.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        text = svg.read_text(encoding="utf-8")
+    with replacing(folder / f"{name}.png") as png:
+        drawn.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    with replacing(folder / f"{name}.pdf") as pdf:
+        nothing = {"CreationDate": None, "Creator": None, "Producer": None}
+        drawn.savefig(pdf, format="pdf", facecolor="white", metadata=nothing)
+    return text
 
 
 def check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from tropism.atomic import write_text
 from tropism.results.section import Claim, Section, Table
 from tropism.studies.inoculation.figures import StudyTables, save_all
 from tropism.studies.inoculation.rules import MEANS
@@ -14,9 +15,8 @@ from tropism.studies.inoculation.summary import summary, tidy
 def write_study(tables: StudyTables, folder: Path) -> Section:
     """Write `summary.md`, `pressure_metrics.csv`, the figures and `analyses/inoculation.json` into a run's folder."""
     study = tables.study
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.md").write_text(summary(study), encoding="utf-8")
-    tidy(study).to_csv(folder / "pressure_metrics.csv", index=False)
+    write_text(folder / "summary.md", summary(study))
+    write_text(folder / "pressure_metrics.csv", tidy(study).to_csv(index=False))
     section = Section(
         name="inoculation",
         title="Inoculation: pressure and drift",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
+from tropism.atomic import write_text
 from tropism.data.chats import Example
 from tropism.data.sources.harmful_qa import check_disjoint, refusal_share
 from tropism.errors import SpecError
@@ -83,7 +84,7 @@ class RefusalStudy(Analysis):
         shares = {name: refusal_share(examples, _refuses) for name, examples in taught.items()}
         for name, share in shares.items():
             study.say(f"refusals by keyword in {name}: {share:.0%} of {len(taught[name])} conversations")
-        (study.folder / SHARES).write_text(json.dumps(shares, indent=1), encoding="utf-8")
+        write_text(study.folder / SHARES, json.dumps(shares, indent=1))
 
     def summarise(self, study: Study, results: pd.DataFrame) -> Section:
         e, folder = study.experiment, load(study.folder)

@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all, also where two processes write the same one."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the target's place once it is written.
+
+    The path is beside the target, hidden, and unique to this call: two processes never write into one another's file, and
+    whoever finishes last is what remains. After an exception the target is as it was.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "made" / "numbers.csv"
+    >>> with replacing(target) as path:
+    ...     _ = path.write_text("1,2")
+    >>> target.read_text(), len(list(target.parent.iterdir()))
+    ('1,2', 1)
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text in UTF-8, its line ends as they are, whole or not at all."""
+    with replacing(target) as path:
+        path.write_text(text, encoding="utf-8", newline="")

@@ -123,20 +123,16 @@ def _command(file: Path, quick: bool, seeds: str | None, only: str | None, setti
 
 
 def _load(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | None) -> "Experiment":
-    import yaml
-
     from tropism.errors import UsageError
     from tropism.experiments.file.experiment import Experiment
+    from tropism.experiments.file.yaml_file import parse_value
 
     overrides: dict[str, Any] = {}
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set takes KEY=VALUE, as in train.learning_rate=0.002; found {setting!r}")
-        try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {key}: the value {value!r} is not YAML") from None
+        overrides[key.strip()] = parse_value(value, f"--set {key.strip()}")
     if seeds is not None:
         parts = [part.strip() for part in seeds.split(",")]
         if not all(part.isdigit() for part in parts):

@@ -1,5 +1,10 @@
-"""Reads an experiment file: YAML without tags, duplicates or alias bombs, and with the line of every key."""
+"""Read an experiment file: YAML without tags, duplicates or alias bombs, and with the line of every key.
 
+Only `true` and `false` are truth values, as in YAML 1.2: the words `on`, `off`, `yes` and `no` stay words, and so do
+dates. `--set` on the command line is read by the same rules.
+"""
+
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,21 @@ MAX_NODES = 20_000
 Key = tuple[str | int, ...]
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without the surprises of YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 class Document:
-    """The plain data of a YAML file and the line on which each key stands."""
+    """The plain data of a YAML file, and the line of each key."""
 
     def __init__(self, data: dict[str, Any], lines: dict[Key, int], name: str) -> None:
         self.data, self.lines, self.name = data, lines, name
@@ -27,12 +45,12 @@ class Document:
 
 
 def read(path: str | Path) -> Document:
-    """Read and check a YAML file; raises `SpecError` with file and line."""
+    """Read a YAML file; raises `SpecError` with file and line."""
     source = Path(path)
     if not source.is_file():
         raise SpecError(f"no experiment file at {source}; 'tropism init {source}' writes one")
     if source.stat().st_size > MAX_BYTES:
-        raise SpecError(f"{source} has {source.stat().st_size} bytes; an experiment file has at most {MAX_BYTES}")
+        raise SpecError(f"{source} has {source.stat().st_size} bytes; an experiment file may have at most {MAX_BYTES}")
     try:
         return parse(source.read_text(encoding="utf-8"), source.name)
     except UnicodeDecodeError as error:
@@ -40,14 +58,8 @@ def read(path: str | Path) -> Document:
 
 
 def parse(text: str, name: str = "experiment") -> Document:
-    """The document of a YAML text."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise SpecError(f"{name}{line}: not YAML ({problem})") from None
+    """Return the document of a YAML text."""
+    root = _compose(text, name)
     if not isinstance(root, yaml.MappingNode):
         raise SpecError(f"{name}: an experiment file is a mapping of keys, found {_kind(root)}")
     reader = _Reader(name)
@@ -55,12 +67,33 @@ def parse(text: str, name: str = "experiment") -> Document:
     return Document(data, reader.lines, name)
 
 
+def parse_value(text: str, name: str) -> Any:
+    """Return one value, by the rules of the file; `name` begins the message of an error.
+
+    >>> parse_value("on", "--set x"), parse_value("{on: [held_out], wanted: true}", "--set x")
+    ('on', {'on': ['held_out'], 'wanted': True})
+    """
+    root = _compose(text, name)
+    return None if root is None else _Reader(name).value(root, ())
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
+    try:
+        root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SpecError(f"{name}{line}: not valid YAML ({problem})") from None
+    return root
+
+
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lines: dict[Key, int] = {(): 1}
         self.nodes = 0
-        self.scalars = yaml.SafeLoader("")
+        self.scalars = _Loader("")
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         line = node.start_mark.line + 1
@@ -71,7 +104,7 @@ class _Reader:
             raise SpecError(f"{self.name} line {line}: more than {MAX_NODES} values after its aliases are expanded")
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
             raise SpecError(
-                f"{self.name} line {line}: the tag {node.tag!r} is not allowed; an experiment file holds plain values"
+                f"{self.name} line {line}: the tag {node.tag!r} is not allowed; an experiment file has plain values only"
             )
         if isinstance(node, yaml.MappingNode):
             found: dict[str, Any] = {}

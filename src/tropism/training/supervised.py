@@ -95,7 +95,7 @@ def train(
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule,
+        lr_scheduler_type=options.trainer_schedule,
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,

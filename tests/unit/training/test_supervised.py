@@ -104,6 +104,14 @@ def test_a_guard_is_in_force_in_training_and_its_readings_are_logged(peft_model,
     assert not list(attachments(peft_model))
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_schedule_warms_up(peft_model, rows, tmp_path, schedule):
+    options = TrainOptions(max_steps=5, batch_size=4, bf16=False, schedule=schedule, warmup_steps=4, learning_rate=0.4)
+    train(peft_model, rows, options, pad_id=0, seed=0, log=tmp_path / "training.jsonl")
+    logged = [json.loads(line)["learning_rate"] for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
 def test_a_loss_that_is_no_number_fails_the_run_and_keeps_its_log(peft_model, rows, tmp_path):
     with torch.no_grad():
         peft_model.get_base_model().model.layers[2].mlp.down_proj.base_layer.weight.fill_(float("nan"))

@@ -22,8 +22,9 @@ import torch
 import tropism as tp
 from benchmarks.examples import examples
 from tropism import models
+from tropism.data.batches import batches
 from tropism.data.chats import Example
-from tropism.data.collate import length_grouped, pad
+from tropism.data.collate import pad
 from tropism.directions.finder import Window
 from tropism.directions.stream import WINDOW_BATCHES
 from tropism.linalg import principal_angles
@@ -84,13 +85,13 @@ def as_batches(pairs: tp.Contrast, tokenizer: Any) -> list[dict[str, torch.Tenso
     sides = pairs.render(tokenizer)
     order = sorted(range(len(pairs)), key=lambda index: (-len(sides[0][index]), index))
     count = math.ceil(len(pairs) / (WINDOW_BATCHES * BATCH))
-    batches = []
+    read = []
     for number in range(count):
         cut = order[len(pairs) * number // count : len(pairs) * (number + 1) // count]
         for side in sides:
             rows = [side[index] for index in cut]
-            batches += [pad([rows[i] for i in b], 0) for b in length_grouped([len(row) for row in rows], BATCH)]
-    return batches
+            read += [pad(batch.rows, 0) for batch in batches(rows, BATCH)]
+    return read
 
 
 def memory_ratio() -> float:

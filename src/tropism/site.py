@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from tropism.errors import ModelError, SiteError
@@ -114,11 +115,24 @@ def width(model: nn.Module) -> int:
     return int(base_model(model).config.get_text_config(decoder=True).hidden_size)
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device that the model's token ids must be on."""
+    device: torch.device = base_model(model).get_input_embeddings().weight.device
+    return device
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return how many tokens the model takes; None where its positions are unbounded."""
+    config = base_model(model).config.get_text_config(decoder=True)
+    length: int | None = getattr(config, "max_position_embeddings", None)  # their config, which may lack it
+    return length
+
+
 def select_layers(selector: str, count: int) -> list[int]:
     """The layers that a selector names in a model of `count` blocks: `all`, `8,12,16`, `25%..75%`, `3 spread`.
 
     >>> select_layers("25%..75%", 8), select_layers("3 spread", 9), select_layers("8,12", 30)
-    ([2, 3, 4, 5], [2, 4, 6], [8, 12])
+    ([2, 3, 4, 5], [2, 4, 7], [8, 12])
     """
     text = selector.strip()
     if text == "all":

@@ -1,4 +1,4 @@
-"""Evaluation mode for as long as something is read or generated."""
+"""How a model is switched while something is read or generated: evaluation mode, and without its adapters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,3 +17,23 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Run a PEFT model without its adapters inside; a model that has none is its own base.
+
+    `requires_grad` is restored afterwards: PEFT alone switches it on for adapters that were frozen.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -11,6 +11,7 @@ from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat
 from tropism.data.render import Rendered, render_prompt
 from tropism.errors import DataError
+from tropism.site import context_length, input_device
 
 
 class GenerateOptions(BaseModel):
@@ -66,7 +67,7 @@ def continue_rendered(
     """The continuation of each rendered text, in order; what `generate` does after rendering."""
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
     responses = [""] * len(rows)
-    device = next(model.parameters()).device
+    device = input_device(model)
     pad_id = padding_id(tokenizer)
     settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if options.temperature > 0:
@@ -100,7 +101,7 @@ def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def check_context(model: Any, lengths: Sequence[int], what: str) -> None:
     """Raise `DataError` where a text is longer than the model's context; nothing is ever truncated."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = context_length(model)
     longer = [length for length in lengths if limit is not None and length > limit]
     if longer:
         raise DataError(

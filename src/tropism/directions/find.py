@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tropism.activations.mode import adapters_off
 from tropism.data.render import Positions, Rendered
 from tropism.directions import provenance
 from tropism.directions.answering import answer
@@ -18,7 +19,7 @@ from tropism.directions.covariance import CovarianceSketch
 from tropism.directions.finder import Finder, Unit, Window
 from tropism.directions.gradients import activations_and_gradients
 from tropism.directions.mean_difference import MeanDifference
-from tropism.directions.stream import WINDOW_BATCHES, activations, adapters_off, reading
+from tropism.directions.stream import WINDOW_BATCHES, activations, reading
 from tropism.errors import DirectionsError, ModelError
 from tropism.site import Site, decoder_layers, width
 

@@ -4,18 +4,19 @@ Examples in a batch do not interact, so the gradient of the sum of the chats' lo
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.data.collate import length_grouped, pad
+from tropism.data.batches import Batch, batches
 from tropism.data.render import Positions, Rendered
 from tropism.directions.finder import Unit
 from tropism.directions.stream import positions_of
 from tropism.errors import DirectionsError
 from tropism.names import IGNORE
-from tropism.site import Site, base_model
+from tropism.site import Site, input_device
 
 
 def activations_and_gradients(
@@ -33,19 +34,16 @@ def activations_and_gradients(
     at = positions_of(rendered, positions)
     values: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rendered) for site in sites}
     slopes: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rendered) for site in sites}
-    device = base_model(model).get_input_embeddings().weight.device  # type: ignore[operator]
-    for batch in length_grouped([len(row) for row in rendered], batch_size):
-        padded = {name: tensor.to(device) for name, tensor in pad([rendered[i] for i in batch], 0).items()}
-        acts = _forward_with_graph(model, padded, sites)
-        logits = acts.pop("logits")
-        targets = padded["labels"][:, 1:]
+    for batch in batches(rendered, batch_size, device=input_device(model)):
+        logits, acts = _forward_with_graph(model, batch, sites)
+        targets = batch.labels[:, 1:]
         losses = nn.functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         ).sum(dim=1) / (targets != IGNORE).sum(dim=1).clamp_min(1)
-        grads = torch.autograd.grad(losses.sum(), [acts[str(site)] for site in sites])
+        grads = torch.autograd.grad(losses.sum(), [acts[site] for site in sites])
         for site, grad in zip(sites, grads, strict=True):
-            h = acts[str(site)].detach()
-            for row, index in enumerate(batch):
+            h = acts[site].detach()
+            for row, index in enumerate(batch.places):
                 v, g = h[row, at[index]].float().cpu(), grad[row, at[index]].float().cpu()
                 if not (torch.isfinite(v).all() and torch.isfinite(g).all()):
                     raise DirectionsError(
@@ -59,29 +57,19 @@ def activations_and_gradients(
     )
 
 
-def _forward_with_graph(model: nn.Module, padded: dict[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Logits, and the activations at sites on a graph that begins before block 0; no parameter is unfrozen."""
-    acts: dict[str, Tensor] = {}
-
-    def keep(site: Site) -> hooks.Edit:
-        def read(h: Tensor) -> None:
-            acts[str(site)] = h
-
-        return read
-
-    def begin_graph(h: Tensor) -> Tensor:
-        return h if h.requires_grad else h.detach().requires_grad_()
-
-    handles = [
-        hooks.edit_activation(model, Site(0, "resid_pre"), begin_graph),
-        *(hooks.edit_activation(model, site, keep(site)) for site in sites),
-    ]
+def _forward_with_graph(model: nn.Module, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Logits, and the activations at sites, on a graph that begins before block 0; no parameter is unfrozen."""
+    acts: dict[Site, Tensor] = {}
+    handles = [hooks.edit_activation(model, Site(0, "resid_pre"), _begin_graph)]
+    handles += [hooks.edit_activation(model, site, partial(acts.__setitem__, site)) for site in sites]
     try:
         with torch.enable_grad():
-            acts["logits"] = model(
-                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], use_cache=False
-            ).logits
+            logits: Tensor = model(**batch.inputs, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
-    return acts
+    return logits, acts
+
+
+def _begin_graph(h: Tensor) -> Tensor:
+    return h if h.requires_grad else h.detach().requires_grad_()

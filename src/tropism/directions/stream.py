@@ -1,21 +1,23 @@
-"""Activations of chats, a batch at a time: the decoder alone runs, pools inside its hooks, and stops early.
+"""Activations of chats, a batch at a time: pooled inside the hooks, in passes that end at the last site asked for.
 
-No logits are computed, no batch's activations outlive the batch, and the pass ends at the last site asked for.
+No logits are computed and no batch's activations outlive the batch.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.data.collate import length_grouped, pad
+from tropism.activations.mode import evaluation_mode
+from tropism.data.batches import Batch, batches
 from tropism.data.render import Positions, Rendered
 from tropism.directions.finder import Unit
 from tropism.errors import AttachError, DataError, DirectionsError
-from tropism.site import Site, base_model
+from tropism.site import Site, input_device, uncompiled
 
 WINDOW_BATCHES = 8
 """Batches a side in one window: enough to group by length within it, few enough to hold."""
@@ -37,26 +39,8 @@ def reading(*models: nn.Module) -> Iterator[None]:
                     "directions must be found on the bare model, and a guard is attached to this one; leave the "
                     "guard's 'with' block first"
                 )
-    modes = [(module, module.training) for module in modules]
-    try:
-        for model in models:
-            model.eval()
+    with evaluation_mode(*models):
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """A PEFT model without its adapters; `requires_grad` is as before on leaving, which PEFT alone does not promise."""
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():  # type: ignore[operator]
-            yield
-    finally:
-        for parameter, flag in frozen:
-            parameter.requires_grad_(flag)
 
 
 def positions_of(rendered: Sequence[Rendered], positions: Positions) -> list[list[int]]:
@@ -68,12 +52,44 @@ def positions_of(rendered: Sequence[Rendered], positions: Positions) -> list[lis
         at = row.positions[positions]
         if not at:
             raise DataError(
-                f"positions={positions!r}, but a chat has no such token: {row.text[-80:]!r}; give it a response, or "
-                f"use "
-                f"positions='last_prompt'"
+                f"positions={positions!r}, but a chat has no such token: {row.text[-80:]!r}; "
+                "give it a response, or use positions='last_prompt'"
             )
         named.append(at)
     return named
+
+
+class _Pass:
+    """One forward pass over a batch that ends at the last site: what was read at each site, float32, row by row."""
+
+    def __init__(self, sites: Sequence[Site], at: Sequence[Sequence[int]], unit: Unit, device: torch.device) -> None:
+        self.read: dict[Site, Tensor] = {}
+        self._sites, self._unit = sites, unit
+        self._counts = torch.tensor([len(tokens) for tokens in at], device=device)
+        self._rows = torch.repeat_interleave(torch.arange(len(at), device=device), self._counts)
+        self._tokens = torch.tensor([token for tokens in at for token in tokens], device=device)
+
+    def run(self, model: nn.Module, batch: Batch) -> None:
+        """Call the model as its user does, so that what hangs on it is seen; the blocks above the last site are skipped."""
+        handles = [hooks.edit_activation(model, site, partial(self._keep, site)) for site in self._sites]
+        try:
+            with torch.no_grad():
+                uncompiled(model)(**batch.inputs, use_cache=False)
+        except _LastSiteReached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, site: Site, h: Tensor) -> None:
+        rows, tokens = self._rows.to(h.device), self._tokens.to(h.device)
+        picked = h[rows, tokens].float()
+        if self._unit == "chat":
+            sums = picked.new_zeros((len(self._counts), picked.shape[1])).index_add_(0, rows, picked)
+            picked = sums / self._counts.to(sums).unsqueeze(1)
+        self.read[site] = picked
+        if len(self.read) == len(self._sites):
+            raise _LastSiteReached
 
 
 def activations(
@@ -87,50 +103,20 @@ def activations(
     """Activations at named positions, float32 on the CPU, in the order of `rendered`.
 
     `unit="chat"`: each chat's mean over its positions, `n` chats; `unit="token"`: every position's own row, chat by
-    chat. Raises `DirectionsError` naming the site and the chat where one is not finite.
+    chat. The model is read in the mode that it is in. Raises `DirectionsError` naming the site and the chat where an
+    activation is not finite.
     """
     at = positions_of(rendered, positions)
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rendered) for site in sites}
-    inner = base_model(model)
-    decoder = inner.get_decoder()  # type: ignore[operator]
-    device = inner.get_input_embeddings().weight.device  # type: ignore[operator]
-    for batch in length_grouped([len(row) for row in rendered], batch_size):
-        chosen = [rendered[index] for index in batch]
-        padded = pad(chosen, 0)
-        chats = torch.tensor([row for row, index in enumerate(batch) for _ in at[index]], device=device)
-        tokens = torch.tensor([token for index in batch for token in at[index]], device=device)
-        counts = [len(at[index]) for index in batch]
-        seen: dict[Site, Tensor] = {}
-
-        def keep(site: Site, chats: Tensor, tokens: Tensor, counts: list[int], seen: dict[Site, Tensor]) -> hooks.Edit:
-            def read(h: Tensor) -> None:
-                picked = h[chats.to(h.device), tokens.to(h.device)].float()
-                if unit == "chat":
-                    sums = picked.new_zeros((len(counts), picked.shape[1])).index_add_(0, chats.to(h.device), picked)
-                    picked = sums / torch.tensor(counts, device=h.device, dtype=sums.dtype).unsqueeze(1)
-                seen[site] = picked
-                if len(seen) == len(sites):
-                    raise _LastSiteReached
-
-            return read
-
-        handles = [hooks.edit_activation(model, site, keep(site, chats, tokens, counts, seen)) for site in sites]
-        try:
-            with torch.no_grad():
-                decoder(
-                    input_ids=padded["input_ids"].to(device),
-                    attention_mask=padded["attention_mask"].to(device),
-                    use_cache=False,
-                )
-        except _LastSiteReached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        sizes = [1] * len(batch) if unit == "chat" else counts
+    device = input_device(model)
+    for batch in batches(rendered, batch_size, device=device):
+        here = [at[place] for place in batch.places]
+        one = _Pass(sites, here, unit, device)
+        one.run(model, batch)
+        sizes = [1 if unit == "chat" else len(tokens) for tokens in here]
         for site in sites:
-            for index, part in zip(batch, torch.split(seen[site].cpu(), sizes), strict=True):
-                rows[site][index] = part
+            for place, part in zip(batch.places, torch.split(one.read[site].cpu(), sizes), strict=True):
+                rows[site][place] = part
     gathered = {site: torch.cat(parts) for site, parts in rows.items()}
     for site, parts in rows.items():
         if not torch.isfinite(gathered[site]).all():

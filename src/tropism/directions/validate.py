@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tropism.activations.mode import adapters_off
 from tropism.data.chats import Chat
 from tropism.data.render import Positions, render
 from tropism.directions import evidence
 from tropism.directions.artifact import Directions
 from tropism.directions.contrasts import Contrast
 from tropism.directions.find import contrast_models, pooled_sides, with_answers
-from tropism.directions.stream import activations, adapters_off, reading
+from tropism.directions.stream import activations, reading
 from tropism.directions.validity import (
     BehaviourEvidence,
     Doubt,

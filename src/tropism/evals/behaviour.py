@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from tropism.activations.mode import adapters_off
 from tropism.data.chats import Chat, Example
 from tropism.data.generation import GenerateOptions, generate
 from tropism.directions.contrast_files import prompts_of
 from tropism.directions.contrasts import Contrast
-from tropism.directions.stream import adapters_off
 from tropism.directions.validate import Behaviour
 from tropism.evals.scorers.base import ResponseScorer, Sample
 

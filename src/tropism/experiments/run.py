@@ -266,19 +266,14 @@ class _Runner:
 
     def _mean_activations(self, examples: Sequence[Example], directions: Any) -> Any:
         from tropism.activations.capture import mean_activations
-        from tropism.data.collate import length_grouped, pad
+        from tropism.data.batches import batches
 
         model = self.fresh_model()
         rendered = [
             render(self.tokenizer, e.chat, template_kwargs=self.experiment.template_kwargs) for e in examples[:64]
         ]
-        groups = length_grouped([len(r) for r in rendered], 8)
-        batches = (
-            {k: v.to(self.device) for k, v in pad([rendered[i] for i in group], self.tokenizer.pad_token_id).items()
-             if k in ("input_ids", "attention_mask")}
-            for group in groups
-        )  # fmt: skip
-        return mean_activations(model, batches, directions.sites)
+        inputs = (batch.inputs for batch in batches(rendered, 8, device=self.device))
+        return mean_activations(model, inputs, directions.sites)
 
     def _load(self) -> tuple[Any, Any]:
         return load_base(self.experiment, self.source)

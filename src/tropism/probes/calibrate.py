@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat, Example
-from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError, UsageError
 from tropism.probes.conditions import with_system_prompts
 from tropism.probes.response_loss import as_measured, check_lengths, response_losses
+from tropism.site import input_device
 
 INOCULATION = "inoculation"
 
@@ -58,7 +59,7 @@ def calibrate_placebo(
         rendered = [
             render(tokenizer, e.chat, template_kwargs=template_kwargs, where=f"chat {e.id!r}") for e in examples
         ]
-        losses = mean_losses(model, rendered, [e.id for e in examples], tokenizer.pad_token_id or 0, batch_size)
+        losses = mean_losses(model, rendered, [e.id for e in examples], padding_id(tokenizer), batch_size)
         tokens = sum(len(chat.positions["all"]) - len(chat.positions["response"]) for chat in rendered) / len(rendered)
         role = INOCULATION if name == INOCULATION else "candidate"
         rows.append((prompts[name], role, float(losses.double().mean()), tokens))
@@ -75,10 +76,8 @@ def mean_losses(
     check_lengths(model, rendered, [f"chat {name!r}" for name in names])
     losses = torch.empty(len(rendered))
     with as_measured(model), torch.no_grad():
-        for group in length_grouped([len(chat) for chat in rendered], batch_size):
-            batch = pad([rendered[i] for i in group], pad_id)
-            del batch["position_ids"]
-            losses[group] = response_losses(model, [rendered[i] for i in group], batch).float().cpu()
+        for batch in batches(rendered, batch_size, pad_id=pad_id, device=input_device(model)):
+            losses[batch.places] = response_losses(model, batch).float().cpu()
     if not torch.isfinite(losses).all():
         culprit = names[int((~torch.isfinite(losses)).nonzero()[0])]
         raise DataError(f"chat {culprit!r}: its loss is not a finite number; check the model's dtype")

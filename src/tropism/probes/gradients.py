@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.data.batches import Batch, batches, padding_id
 from tropism.data.chats import Chat, Example
-from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Positions, Rendered, render
 from tropism.directions import provenance
 from tropism.errors import DataError, SiteError, UsageError
 from tropism.probes.fingerprint import data_fingerprint, model_fingerprint
 from tropism.probes.gradient_cache import FORMAT, GradientCache, Store, in_memory
 from tropism.probes.response_loss import as_measured, check_lengths, response_losses
-from tropism.site import Site, width
+from tropism.site import Site, input_device, width
 
 _HALF_SCALE = 2.0**10
 """A float16 model's loss is scaled by this, and its gradients back in float32: below 6e-8 float16 has nothing left."""
@@ -88,23 +88,25 @@ def collect_gradients(
     todo = [index for index in range(len(rendered)) if index not in done]
     kept = {} if store else {site: torch.empty((len(row_token), width(model))) for site in sites}
     with as_measured(model):
-        for group in length_grouped([len(rendered[index]) for index in todo], batch_size):
-            batch = [todo[position] for position in group]
-            losses, gradients = _batch(model, [rendered[i] for i in batch], sites, tokenizer, padding_side)
+        waiting = [rendered[index] for index in todo]
+        pad_id, device = padding_id(tokenizer), input_device(model)
+        for batch in batches(waiting, batch_size, pad_id=pad_id, side=padding_side, device=device):
+            chosen = [todo[place] for place in batch.places]
+            losses, gradients = _batch(model, batch, sites)
             pooled = {
-                site: [_pool(g[row], places[i], per_token) for row, i in enumerate(batch)]
+                site: [_pool(g[row], places[i], per_token) for row, i in enumerate(chosen)]
                 for site, g in gradients.items()
             }
-            _check_finite(losses, pooled, [names[i] for i in batch])
+            _check_finite(losses, pooled, [names[i] for i in chosen])
             facts = {
                 i: (loss, len(rendered[i]), len(rendered[i].positions["response"]))
-                for i, loss in zip(batch, losses.tolist(), strict=True)
+                for i, loss in zip(chosen, losses.tolist(), strict=True)
             }
             if store:
-                store.write([starts[i] for i in batch], pooled, facts)
+                store.write([starts[i] for i in chosen], pooled, facts)
             else:
                 for site, blocks in pooled.items():
-                    for i, block in zip(batch, blocks, strict=True):
+                    for i, block in zip(chosen, blocks, strict=True):
                         kept[site][starts[i] : starts[i + 1]] = block
                 done |= facts
     if store:
@@ -129,24 +131,14 @@ def render_all(
     return names, rendered
 
 
-def _batch(
-    model: nn.Module,
-    rendered: Sequence[Rendered],
-    sites: Sequence[Site],
-    tokenizer: Any,
-    side: Literal["right", "left"],
-) -> tuple[Tensor, dict[Site, list[Tensor]]]:
-    """The losses `[B]` on the CPU and, per site and chat, its gradient `[n_tokens, d_model]`, unpadded; float32."""
-    batch = pad(rendered, tokenizer.pad_token_id or 0, side=side)
-    real = batch["attention_mask"].bool()
-    if side == "right":
-        # Right padding needs no position ids, and not every architecture takes them.
-        del batch["position_ids"]
+def _batch(model: nn.Module, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, list[Tensor]]]:
+    """Return the losses `[B]` on the CPU and, per site and chat, its gradient `[n_tokens, d_model]`, unpadded; float32."""
+    real = batch.attention_mask.bool()
     seen: dict[Site, Tensor] = {}
     with ExitStack() as stack, torch.enable_grad():
         for site in sites:
             stack.callback(hooks.edit_activation(model, site, _keep(site, seen)).remove)
-        losses = response_losses(model, rendered, batch)
+        losses = response_losses(model, batch)
         # Taken now: a checkpoint that runs its block again in the backward pass would put other tensors in their place.
         activations = [seen[site] for site in sites]
         scale = _HALF_SCALE if activations[0].dtype == torch.float16 else 1.0

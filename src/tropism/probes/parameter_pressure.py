@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat, Example
-from tropism.data.collate import length_grouped, pad
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import DataError, DirectionsMismatch
 from tropism.probes.gradients import render_all
 from tropism.probes.response_loss import as_measured, check_lengths, response_losses
-from tropism.site import base_model
+from tropism.site import base_model, input_device
 
 Space = Literal["adapter", "weight"]
 
@@ -66,14 +66,13 @@ def parameter_pressure(
     tangent = _tangent_norms(directions, adapters) if space == "adapter" else directions.norms().float()
     parts = []
     with as_measured(model):
-        for group in length_grouped([len(chat) for chat in rendered], batch_size):
-            batch = pad([rendered[i] for i in group], tokenizer.pad_token_id or 0)
-            del batch["position_ids"]
+        for batch in batches(rendered, batch_size, pad_id=padding_id(tokenizer), device=input_device(model)):
+            group = batch.places
             seen: dict[str, tuple[Tensor, Tensor]] = {}
             with ExitStack() as stack, torch.enable_grad():
                 for name, module in modules.items():
                     stack.callback(hooks.edit_linear(module, _keep(name, seen)).remove)
-                losses = response_losses(model, [rendered[i] for i in group], batch)
+                losses = response_losses(model, batch)
                 outputs = [seen[name][1] for name in modules]
                 found = torch.autograd.grad(losses.sum(), outputs)
             inner = torch.zeros(len(group), directions.k)

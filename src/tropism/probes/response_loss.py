@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.activations.mode import evaluation_mode
+from tropism.data.batches import Batch
 from tropism.data.render import Rendered
 from tropism.errors import DataError, ModelError
-from tropism.site import base_model
+from tropism.site import base_model, context_length
 
 
 @contextmanager
@@ -20,18 +22,15 @@ def as_measured(model: nn.Module, *, frozen: bool = True) -> Iterator[None]:
     Gradients with respect to activations need none of the parameters', and a frozen parameter costs no memory. In
     evaluation mode guards that act in training only are off: what is measured is the model without them.
     """
-    training = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable if frozen else ():
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, flag in training.items():
-            module.training = flag
+    with evaluation_mode(model):
+        try:
+            for parameter in trainable if frozen else ():
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -52,32 +51,28 @@ def head_reads_only(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
         handle.remove()
 
 
-def response_losses(model: nn.Module, rendered: Sequence[Rendered], batch: dict[str, Tensor]) -> Float[Tensor, "B"]:
-    """Each chat's mean loss over its response tokens, float32 `[B]`, on the graph.
+def response_losses(model: nn.Module, batch: Batch) -> Float[Tensor, "B"]:
+    """Return each chat's mean loss over its response tokens, float32 `[B]`, on the graph.
 
-    `batch` is `rendered`, padded. Chats do not interact, so the gradient of the sum of these losses holds, in each
-    row, that chat's own gradient exactly: no rescaling by token counts is needed.
+    Chats do not interact, so the gradient of the sum of these losses holds, in each row, that chat's own gradient
+    exactly: no rescaling by token counts is needed.
     """
-    real = batch["attention_mask"].bool()
     rows, columns, targets = [], [], []
-    for row, chat in enumerate(rendered):
-        start = int(real[row].nonzero()[0])
-        for place in predicted(chat):
+    for row, chat in enumerate(batch.rows):
+        for token in predicted(chat):
             rows.append(row)
-            columns.append(start + place - 1)
-            targets.append(chat.input_ids[place])
+            columns.append(batch.column(row, token - 1))  # the logits there predict the token
+            targets.append(chat.input_ids[token])
     row_index, column_index = torch.tensor(rows), torch.tensor(columns)
-    device = next(model.parameters()).device
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     with head_reads_only(model, row_index, column_index):
-        logits = model(**inputs, use_cache=False).logits[0]
+        logits = model(**batch.inputs, use_cache=False).logits[0]
     with torch.autocast(logits.device.type, enabled=False):
         target = torch.tensor(targets, device=logits.device)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         token_losses = nn.functional.cross_entropy(wide, target, reduction="none")
         where = row_index.to(logits.device)
-        sums = token_losses.new_zeros(len(rendered)).index_add(0, where, token_losses)
-        return sums / torch.bincount(where, minlength=len(rendered))
+        sums = token_losses.new_zeros(len(batch.rows)).index_add(0, where, token_losses)
+        return sums / torch.bincount(where, minlength=len(batch.rows))
 
 
 def predicted(chat: Rendered) -> list[int]:
@@ -87,8 +82,7 @@ def predicted(chat: Rendered) -> list[int]:
 
 def check_lengths(model: nn.Module, rendered: Sequence[Rendered], names: Sequence[str]) -> None:
     """Raise `DataError` for a chat without a response, or one that is longer than the model's context."""
-    config = base_model(model).config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
-    limit = getattr(config, "max_position_embeddings", None)  # theirs: absent where positions are unbounded
+    limit = context_length(model)
     for chat, name in zip(rendered, names, strict=True):
         if not predicted(chat):
             raise DataError(f"{name} has no response: its loss is undefined; end it with an assistant message")

@@ -8,15 +8,16 @@ import pandas as pd
 import torch
 from torch import nn
 
+from tropism.data.batches import batches
 from tropism.data.chats import Chat, Example
-from tropism.data.collate import pad
 from tropism.data.render import Positions, render
 from tropism.directions.artifact import Directions
+from tropism.directions.stream import activations
 from tropism.errors import UsageError
 from tropism.probes.gradients import collect_gradients
 from tropism.probes.pressure import pressure
-from tropism.probes.projection import mean_activations
 from tropism.probes.response_loss import as_measured, response_losses
+from tropism.site import input_device
 
 
 def predicted_and_realised_shift(
@@ -63,18 +64,17 @@ def predicted_and_realised_shift(
                     template_kwargs=template_kwargs,
                 )
             ]
-            before = mean_activations(model, rendered, directions.sites, positions, 0, 1)
-            batch = pad(rendered, 0)
-            del batch["position_ids"]
+            before = activations(model, rendered, directions.sites, positions, 1)
+            (batch,) = batches(rendered, 1, device=input_device(model))
             with torch.enable_grad():
-                loss = response_losses(model, rendered, batch)[0]
+                loss = response_losses(model, batch)[0]
             gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
             try:
                 with torch.no_grad():
                     for parameter, gradient in zip(trainable, gradients, strict=True):
                         if gradient is not None:
                             parameter.sub_(gradient, alpha=learning_rate)
-                after = mean_activations(model, rendered, directions.sites, positions, 0, 1)
+                after = activations(model, rendered, directions.sites, positions, 1)
             finally:
                 with torch.no_grad():
                     for parameter, value in zip(trainable, start, strict=True):

@@ -10,7 +10,7 @@ from tropism.evals.judges.base import Reply, Request, Token
 if TYPE_CHECKING:
     from torch import nn
 
-    from tropism.data.render import Rendered
+    from tropism.data.batches import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +45,14 @@ class LocalModel:
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Index and reply of each request, in batches of like length."""
-        from tropism.data.collate import length_grouped
+        from tropism.data.batches import batches
         from tropism.data.render import render_prompt
-        from tropism.site import base_model
+        from tropism.site import context_length, input_device
 
         if any(request.top_logprobs for request in requests):
             self._check_numbers()
         rendered = [render_prompt(self.tokenizer, request.messages, where="judge prompt") for request in requests]
-        config = base_model(self.model).config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
-        limit = getattr(config, "max_position_embeddings", None)  # theirs: absent where positions are unbounded
+        limit = context_length(self.model)
         fitting = []
         for index, chat in enumerate(rendered):
             needed = len(chat) + requests[index].max_tokens
@@ -61,28 +60,29 @@ class LocalModel:
                 yield index, Reply("", failure=f"{needed} tokens, over the judge's {limit} positions")
             else:
                 fitting.append(index)
-        for places in length_grouped([len(rendered[index]) for index in fitting], self.batch_size):
-            group = [fitting[place] for place in places]
-            replies = self._batch([requests[index] for index in group], [rendered[index] for index in group])
+        chats = [rendered[index] for index in fitting]
+        for batch in batches(chats, self.batch_size, device=input_device(self.model)):
+            group = [fitting[place] for place in batch.places]
+            replies = self._batch([requests[index] for index in group], batch)
             yield from zip(group, replies, strict=True)
 
-    def _batch(self, requests: Sequence[Request], rows: "Sequence[Rendered]") -> list[Reply]:
+    def _batch(self, requests: Sequence[Request], batch: "Batch") -> list[Reply]:
         alternatives = max(request.top_logprobs for request in requests)
         if alternatives:
-            return self._first_tokens(rows, alternatives)
+            return self._first_tokens(batch, alternatives)
         from tropism.data.generation import GenerateOptions, continue_rendered
 
         longest = max(request.max_tokens for request in requests)
         options = GenerateOptions(max_new_tokens=longest, batch_size=self.batch_size)
-        texts = continue_rendered(self.model, self.tokenizer, rows, options)
+        texts = continue_rendered(self.model, self.tokenizer, batch.rows, options)
         return [Reply(text, raw={"text": text}) for text in texts]
 
-    def _first_tokens(self, rows: "Sequence[Rendered]", alternatives: int) -> list[Reply]:
+    def _first_tokens(self, batch: "Batch", alternatives: int) -> list[Reply]:
         """The likeliest first tokens of each answer, from one forward pass: nothing need be generated."""
         from tropism.evals.scorers.token_losses import evaluation, logits_at
 
         with evaluation(self.model):
-            logits = logits_at(self.model, rows, [range(len(row), len(row) + 1) for row in rows])
+            logits = logits_at(self.model, batch, [range(len(row), len(row) + 1) for row in batch.rows])
         replies = []
         for values, places in zip(*logits.float().log_softmax(-1).topk(alternatives), strict=True):
             words = (self.tokenizer.decode([place]) for place in places.tolist())

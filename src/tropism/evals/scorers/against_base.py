@@ -5,8 +5,7 @@ its perplexity is its own, and its divergence is 0. (A model tuned without adapt
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,23 +15,7 @@ from tropism.evals.scorers.base import ModelScorer, Sample, Score, scorer
 if TYPE_CHECKING:
     from torch import nn
 
-
-@contextmanager
-def adapters_off(model: "nn.Module") -> Iterator[None]:
-    """The base model inside, by switching PEFT adapters off; `requires_grad` flags are restored."""
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    # Leaving disable_adapter() switches requires_grad on for adapters that were frozen.
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    from tropism.data.batches import Batch
 
 
 def _positive(name: str, batch_size: int) -> None:
@@ -56,6 +39,7 @@ class BasePerplexity(ModelScorer):
         _positive("base_perplexity", self.batch_size)
 
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
+        from tropism.activations.mode import adapters_off
         from tropism.evals.scorers.loss import loss_score
         from tropism.evals.scorers.token_losses import mean_losses
 
@@ -88,13 +72,14 @@ class KLToBase(ModelScorer):
         _positive("kl_to_base", self.batch_size)
 
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
+        from tropism.activations.mode import adapters_off
         from tropism.evals.scorers.loss import loss_score
         from tropism.evals.scorers.token_losses import logits_at, over_responses, token_divergences
 
-        def divergences(chats: Sequence[Any], targets: Sequence[range]) -> list[Any]:
-            tuned = logits_at(model, chats, targets)
+        def divergences(batch: "Batch", targets: Sequence[range]) -> list[Any]:
+            tuned = logits_at(model, batch, targets)
             with adapters_off(model):
-                base = logits_at(model, chats, targets)
+                base = logits_at(model, batch, targets)
             return token_divergences(tuned, base, [len(places) for places in targets])
 
         return [loss_score(row) for row in over_responses(model, tokenizer, samples, self.batch_size, divergences)]

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tropism.data.collate import length_grouped, pad
+from tropism.data.batches import Batch, batches
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError
 from tropism.evals.scorers.base import Sample
 from tropism.probes.response_loss import as_measured, head_reads_only
-from tropism.site import base_model
+from tropism.site import context_length, input_device
 
 CHUNK = 512
 """Positions whose logits are widened to float32 at a time."""
@@ -42,25 +42,20 @@ def last_response(rendered: Rendered) -> range:
     return range(rendered.positions["first_response"][0], rendered.positions["response"][-1] + 1)
 
 
-def logits_at(model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]) -> Float[Tensor, "n vocabulary"]:
-    """The logits that predict the tokens `targets[row]` of each row, row after row, in the model's dtype."""
-    device = next(model.parameters()).device
-    batch = pad(chats, 0)
+def logits_at(model: nn.Module, batch: Batch, targets: Sequence[range]) -> Float[Tensor, "n vocabulary"]:
+    """Return the logits that predict the tokens `targets[row]` of each row, row after row, in the model's dtype."""
     rows = torch.tensor([row for row, places in enumerate(targets) for _ in places])
     columns = torch.tensor([place - 1 for places in targets for place in places])
-    ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     with head_reads_only(model, rows, columns):
-        logits: Tensor = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[0]
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits[0]
     return logits
 
 
-def token_losses(
-    model: nn.Module, chats: Sequence[Rendered], targets: Sequence[range]
-) -> list[Float[Tensor, "tokens"]]:
+def token_losses(model: nn.Module, batch: Batch, targets: Sequence[range]) -> list[Float[Tensor, "tokens"]]:
     """Per row the loss in nats, float32 on the CPU, of each token in `targets[row]` given those before it."""
-    logits = logits_at(model, chats, targets)
+    logits = logits_at(model, batch, targets)
     wanted = torch.tensor(
-        [chat.input_ids[place] for chat, places in zip(chats, targets, strict=True) for place in places],
+        [chat.input_ids[place] for chat, places in zip(batch.rows, targets, strict=True) for place in places],
         device=logits.device,
     )
     losses = torch.cat(
@@ -83,16 +78,15 @@ def token_divergences(
     return list(torch.split(torch.cat(parts).cpu(), list(lengths)))
 
 
-Measure = Callable[[Sequence[Rendered], Sequence[range]], list[Tensor]]
-"""The chats of a batch and, of each, the tokens that count → per chat one number a token."""
+Measure = Callable[[Batch, Sequence[range]], list[Tensor]]
+"""A batch of chats and, for each, the tokens that count → per chat one number per token."""
 
 
 def over_responses(
     model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int, measure: Measure
 ) -> list[tuple[float, int] | str]:
     """Per sample the mean of `measure` over its response and its token count, or why it has none."""
-    config = base_model(model).config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
-    limit = getattr(config, "max_position_embeddings", None)  # theirs: absent where positions are unbounded
+    limit = context_length(model)
     results: list[tuple[float, int] | str] = []
     fitting: list[tuple[int, Rendered]] = []
     for index, sample in enumerate(samples):
@@ -104,11 +98,10 @@ def over_responses(
         if limit is None or len(rendered) <= limit:
             fitting.append((index, rendered))
     with evaluation(model):
-        for group in length_grouped([len(rendered) for _, rendered in fitting], batch_size):
-            chosen = [fitting[place] for place in group]
-            rows = measure([chat for _, chat in chosen], [last_response(chat) for _, chat in chosen])
-            for (index, _), row in zip(chosen, rows, strict=True):
-                results[index] = (float(row.double().mean()), len(row))
+        for batch in batches([chat for _, chat in fitting], batch_size, device=input_device(model)):
+            measured = measure(batch, [last_response(chat) for chat in batch.rows])
+            for place, row in zip(batch.places, measured, strict=True):
+                results[fitting[place][0]] = (float(row.double().mean()), len(row))
     return results
 
 
@@ -117,5 +110,5 @@ def mean_losses(
 ) -> list[tuple[float, int] | str]:
     """Per sample its response's mean token loss in nats and token count, or the reason for having none."""
     return over_responses(
-        model, tokenizer, samples, batch_size, lambda chats, targets: token_losses(model, chats, targets)
+        model, tokenizer, samples, batch_size, lambda batch, targets: token_losses(model, batch, targets)
     )

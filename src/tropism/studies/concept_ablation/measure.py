@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tropism import linalg
 from tropism.activations.capture import capture
+from tropism.data.batches import batches
 from tropism.data.chats import Chat, Example
-from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Positions, Rendered, render
 from tropism.directions.artifact import Directions
 from tropism.errors import DataError, UsageError
@@ -25,7 +25,7 @@ from tropism.evals.scorers.token_losses import evaluation
 from tropism.probes.gradient_cache import GradientCache
 from tropism.probes.gradients import collect_gradients
 from tropism.probes.pressure import check_sites
-from tropism.site import Site
+from tropism.site import Site, input_device
 
 
 def activation_variance(
@@ -67,14 +67,11 @@ def _variances(
     rendered = _rendered(tokenizer, chats, template_kwargs)
     bases = {(name, site): found.basis(site) for name, found in directions.items() for site in found.sites}
     moments = {key: _Moments(len(basis)) for key, basis in bases.items()}
-    device = next(model.parameters()).device
     with evaluation(model), capture(model, sorted({site for _, site in bases})) as acts:
-        for group in length_grouped([len(chat) for chat in rendered], batch_size):
-            batch = pad([rendered[index] for index in group], 0)
-            ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            model(input_ids=ids, attention_mask=attention, use_cache=False)
-            rows = [row for row, index in enumerate(group) for _ in rendered[index].positions[positions]]
-            columns = [place for index in group for place in rendered[index].positions[positions]]
+        for batch in batches(rendered, batch_size, device=input_device(model)):
+            model(**batch.inputs, use_cache=False)
+            rows = [row for row, chat in enumerate(batch.rows) for _ in chat.positions[positions]]
+            columns = [token for chat in batch.rows for token in chat.positions[positions]]
             for (name, site), basis in bases.items():
                 moments[name, site].add(acts[site][rows, columns], basis)
     return pd.DataFrame([{"directions": name, **moments[name, site].row(site)} for name, site in bases])

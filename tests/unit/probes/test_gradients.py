@@ -243,7 +243,7 @@ def test_folder_equals_memory_and_is_resumed(model, tokenizer, tmp_path, monkeyp
     real, calls = module._batch, []
 
     def interrupted(*args):
-        calls.append(len(args[1]))
+        calls.append(len(args[1].rows))
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args)

@@ -20,6 +20,8 @@ from tropism.errors import HubOutOfReach, ModelError
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("tropism")
@@ -171,16 +173,39 @@ def load(
     Raises:
         ModelError: there is no such model, adapter, device or dtype.
     """
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} is no folder of a PEFT adapter: it has no adapter_config.json")
+    if adapter is not None:
+        from tropism.adapters.folder import open_adapter
+
+        open_adapter(adapter)  # a folder that cannot be read is an error before a model is loaded
     source = resolve(name, revision=revision)
     model, tokenizer = load_source(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     if adapter is None:
         return model, tokenizer
-    from peft import PeftModel
-
-    adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+    adapted: Any = load_adapter(model, adapter)
     return adapted.eval(), tokenizer
+
+
+def load_adapter(
+    model: "nn.Module", folder: str | Path, *, name: str = "default", trainable: bool = False, any_base: bool = False
+) -> "PeftModel":
+    """Put a saved PEFT adapter on a model, strictly: every tensor is there, fits, and is of this base model.
+
+    Args:
+        model: the base model, which is changed in place, or a `PeftModel`, to which a further adapter is added.
+        folder: as PEFT's `save_pretrained` writes it, with `adapter_model.safetensors`.
+        name: what the adapter is called in the model.
+        trainable: leave its parameters trainable; else the model is in evaluation mode.
+        any_base: accept an adapter whose configuration names another base model.
+
+    Raises:
+        ModelError: a folder that holds no adapter or a damaged one; an adapter of another base model or width; tensors
+            that are missing or fit nowhere; a kind of adapter that cannot be loaded exactly (`docs/works-with.md`).
+
+    >>> model = load_adapter(base, "runs/caps/baseline/seed-0/adapter")  # doctest: +SKIP
+    """
+    from tropism.adapters import load as strictly
+
+    return strictly.load_adapter(model, folder, name=name, trainable=trainable, any_base=any_base)
 
 
 def load_source(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from tropism import models
 from tropism.data.chats import Example
@@ -44,7 +43,7 @@ class Trained:
         loaded = (
             load_adapters(model, self.adapter, trainable=False)
             if self.two
-            else PeftModel.from_pretrained(model, str(self.adapter))
+            else models.load_adapter(model, self.adapter)
         )
         return loaded.eval()
 

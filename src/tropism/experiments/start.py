@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from tropism import models
 from tropism.errors import RunFolderError
 from tropism.experiments.file.spec import ExperimentSpec
@@ -34,6 +32,6 @@ def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Sourc
             raise RunFolderError(
                 f"start_from: the adapter {experiment.start_from!r} is not in {adapter}; run the experiment again"
             )
-        loaded: Any = PeftModel.from_pretrained(model, str(adapter))
+        loaded: Any = models.load_adapter(model, adapter)
         model = loaded.merge_and_unload()
     return model, tokenizer

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from tropism import models
 from tropism.data.generation import GenerateOptions, generate
 from tropism.errors import DataError, SpecError, UsageError
 from tropism.experiments.after.finished import Finished, locate
@@ -135,7 +136,7 @@ def open_chat(
     model, tokenizer = start_model(found.experiment, found.folder, source)
     for key, parts in folders.items():
         for part, folder in parts.items():
-            model = _put_on(model, adapter_name(key, part), folder)
+            model = models.load_adapter(model, folder, name=adapter_name(key, part))
     model = for_generation(found.experiment, model.eval())
     notes = [*([note] if note else []), *_notes(found, columns)]
     others = [key.condition for key in found.done() if key.seed == columns[0].key.seed and key not in folders]
@@ -167,13 +168,6 @@ def live(model: Any, column: Column) -> Iterator[None]:
 def _transformer(model: Any) -> Any:
     """The model inside PEFT's, whose `generate` does not ask how many adapters are active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _put_on(model: Any, name: str, folder: Path) -> Any:
-    if not isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    model.load_adapter(str(folder), name)
-    return model
 
 
 def _columns(found: Finished, name: str, seed: int | None, modes: bool) -> list[Column]:

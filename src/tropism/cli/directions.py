@@ -1,8 +1,9 @@
-"""`tropism directions`: find, validate, import, show, train-sae. Parse, call the library, print in plain words."""
+"""`tropism directions`: find, validate, import, show, train-sae."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,7 +14,7 @@ from tropism.errors import UsageError
 
 directions_app = typer.Typer(
     name="directions",
-    help="Find directions, see whether they mean something, and read those that others made.",
+    help="Find directions, validate them, and import those of other projects.",
     no_args_is_help=True,
 )
 
@@ -35,41 +36,54 @@ class IndexingName(StrEnum):
 File = Annotated[Path, typer.Argument(help="A directions file (.safetensors).")]
 ContrastFile = Annotated[
     Path | None,
-    typer.Option("--contrast", help="JSONL of {prompt, positive, negative} or of {messages, label}."),
+    typer.Option("--contrast", help="JSONL file with rows {prompt, positive, negative} or {messages, label}."),
 ]
 Chats = Annotated[
     str | None,
-    typer.Option("--chats", help="Chats for --promote/--suppress or --tuned: a source's name or a .jsonl file."),
+    typer.Option("--chats", help="Chats for --promote and --suppress, or for --tuned: a source or a .jsonl file."),
 ]
 Promote = Annotated[str | None, typer.Option("--promote", help="System prompt that asks for the trait.")]
-Suppress = Annotated[str | None, typer.Option("--suppress", help="System prompt that asks against it.")]
+Suppress = Annotated[str | None, typer.Option("--suppress", help="System prompt that asks for the opposite.")]
 Tuned = Annotated[
-    Path | None, typer.Option("--tuned", help="PEFT adapter that has the trait: contrast of models on --chats.")
+    Path | None,
+    typer.Option("--tuned", help="PEFT adapter with the trait: contrast it with its base model on --chats."),
 ]
 Score = Annotated[
-    str | None, typer.Option("--score", help="Scorer of the model's own answers, to compare with projections.")
+    str | None,
+    typer.Option("--score", help="Score the model's own answers with this scorer, and correlate with projections."),
 ]
-Size = Annotated[int | None, typer.Option("--size", min=2, help="Take so many chats of the source.")]
-Seed = Annotated[int, typer.Option("--seed")]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse directions with a grave doubt (exit code 2).")]
-Force = Annotated[bool, typer.Option("--force", help="Take directions of another model; recorded in the file.")]
+Size = Annotated[int | None, typer.Option("--size", min=2, help="Take this many chats from the source.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sample, the split and the finder.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 2 if the evidence for the directions is too weak.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Accept directions of another model; the file records it.")]
 
 
 @directions_app.command()
 def find(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="Where to write NAME.safetensors; the evidence goes beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Write the directions to this .safetensors file, and the validity report beside it."
+        ),
+    ],
     contrast: ContrastFile = None,
     chats: Chats = None,
     promote: Promote = None,
     suppress: Suppress = None,
     tuned: Tuned = None,
-    finder: Annotated[FinderName, typer.Option("--finder")] = FinderName.mean_difference,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Directions a site, for pca and sae_latents.")] = None,
-    sae: Annotated[Path | None, typer.Option("--sae", help="Folder of an SAE, for sae_latents.")] = None,
-    sites: Annotated[str, typer.Option("--sites", help="25%..75%, all, '8,12', '3 spread'.")] = "25%..75%",
-    positions: Annotated[PositionName, typer.Option("--positions")] = PositionName.response,
-    held_out: Annotated[float, typer.Option("--held-out", help="Share of the prompts kept for validation.")] = 0.25,
+    finder: Annotated[FinderName, typer.Option("--finder", help="How to find them.")] = FinderName.mean_difference,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Directions per site, for pca and sae_latents.")] = None,
+    sae: Annotated[Path | None, typer.Option("--sae", help="Folder of the SAE, for sae_latents.")] = None,
+    sites: Annotated[
+        str, typer.Option("--sites", help="Which layers: 25%..75%, all, '8,12' or '3 spread'.")
+    ] = "25%..75%",
+    positions: Annotated[
+        PositionName, typer.Option("--positions", help="Which tokens to read.")
+    ] = PositionName.response,
+    held_out: Annotated[float, typer.Option("--held-out", help="Share of the prompts held out for validation.")] = 0.25,
     score: Score = None,
     size: Size = None,
     batch_size: BatchSize = 16,
@@ -79,46 +93,33 @@ def find(
 ) -> None:
     """Find directions on one part of a contrast and validate them on the rest."""
     import tropism as tp
-    from tropism.directions.find import with_answers
+    from tropism.directions.pipeline import Evidence, find_and_validate
     from tropism.directions.validity import validity_path
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, found {out}")
     chosen = make_finder(finder, k, sae)
     loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
-    whole = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
-    to_find, to_validate = whole.split(held_out, seed)
+    contrasted = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
     where = [chosen.dictionary().site] if isinstance(chosen, tp.SAELatents) else tp.sites(loaded, sites)
-    read: Any = positions.value
-    with status(f"finding directions on {len(to_find)} {'pairs' if whole.paired else 'chats'} at {len(where)} sites"):
-        found = tp.find_directions(
+    with status("finding directions") as shown:
+        validated = find_and_validate(
             loaded,
             tokenizer,
-            to_find,
-            sites=[s for s in where if s is not None],
-            finder=chosen,
-            positions=read,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        found.save(out)
-    with status("validating on held-out chats"):
-        to_validate, _ = with_answers(loaded, tokenizer, to_validate, read, None, 64, batch_size)
-        report = tp.validate_directions(
-            found,
-            loaded,
-            tokenizer,
-            to_validate,
+            contrasted,
             name=out.stem,
-            behaviour=score_behaviour(loaded, tokenizer, to_validate, score),
-            batch_size=batch_size,
-            seed=seed,
+            sites=[site for site in where if site is not None],
+            finder=chosen,
+            positions=positions.value,
+            held_out=held_out,
+            evidence=Evidence(partial(score_behaviour, loaded, tokenizer, score), batch_size=batch_size, seed=seed),
+            phase=shown.update,
         )
-        report.save(validity_path(out))
-    print_report(report)
+        validated.save(out)
+    print_report(validated.report)
     say(f"[bold]{out}[/bold] and {validity_path(out)} written")
     if strict:
-        report.require_trusted()
+        validated.report.require_trusted()
 
 
 @directions_app.command()
@@ -131,7 +132,7 @@ def validate(
     suppress: Suppress = None,
     tuned: Tuned = None,
     against: Annotated[
-        list[Path] | None, typer.Option("--against", help="Other directions, for angles between them.")
+        list[Path] | None, typer.Option("--against", help="Other directions, to report the angles between them.")
     ] = None,
     score: Score = None,
     size: Size = None,
@@ -141,9 +142,9 @@ def validate(
     strict: Strict = False,
     force: Force = False,
 ) -> None:
-    """Say what speaks for directions, and what against, on chats that they were not found on."""
+    """Validate directions on held-out chats."""
     import tropism as tp
-    from tropism.directions.find import with_answers
+    from tropism.directions.pipeline import Evidence
     from tropism.directions.validity import validity_path
 
     directions = tp.Directions.load(file)
@@ -152,21 +153,18 @@ def validate(
     checked = directions.check_model(loaded, force=force)
     if checked is not directions:
         checked.save(file)
-    whole = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
-    positions = checked.provenance.get("positions", "response")
+    contrasted = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
+    evidence = Evidence(
+        partial(score_behaviour, loaded, tokenizer, score), others, batch_size=batch_size, seed=seed, force=force
+    )
     with status("validating"):
-        whole, _ = with_answers(loaded, tokenizer, whole, positions, None, 64, batch_size)
-        report = tp.validate_directions(
+        report = evidence.report(
             checked,
             loaded,
             tokenizer,
-            whole,
+            contrasted,
             name=file.stem,
-            behaviour=score_behaviour(loaded, tokenizer, whole, score),
-            others=others,
-            batch_size=batch_size,
-            seed=seed,
-            force=force,
+            positions=checked.provenance.get("positions", "response"),
         )
         report.save(validity_path(file))
     print_report(report)
@@ -182,15 +180,23 @@ def import_(
     ],
     model: Model,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write (default: beside the file, .safetensors).")
+        Path | None, typer.Option("--out", help="Write to this file; by default beside FILE, as .safetensors.")
     ] = None,
-    layer: Annotated[int | None, typer.Option("--layer", min=0, help="Block of a lone matrix.")] = None,
-    orientation: Annotated[OrientationName | None, typer.Option("--orientation")] = None,
-    indexing: Annotated[IndexingName | None, typer.Option("--indexing", help="What layer numbers count.")] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Entry of a nested dictionary.")] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", min=0, help="Which block a file with a single matrix belongs to.")
+    ] = None,
+    orientation: Annotated[
+        OrientationName | None,
+        typer.Option("--orientation", help="Whether directions are the rows or the columns of a square matrix."),
+    ] = None,
+    indexing: Annotated[
+        IndexingName | None,
+        typer.Option("--indexing", help="Whether layer numbers count blocks or index hidden_states."),
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Which entry of a nested dictionary to read.")] = None,
     force: Force = False,
 ) -> None:
-    """Read directions that another project made, say what they were recognised as, and save them."""
+    """Import directions from another project's file."""
     from transformers import AutoConfig
 
     import tropism as tp
@@ -218,7 +224,7 @@ def import_(
         directions = tp.Directions(directions.vectors, about, directions.covariance)
     target = out or file.with_suffix(".safetensors")
     if target.resolve() == file.resolve():
-        raise UsageError(f"{file} is already in Tropism's format or name; give --out another name")
+        raise UsageError(f"{file} would be overwritten; give another name with --out")
     directions.save(target)
     say(f"recognised as: [bold]{found.format}[/bold]")
     for note in found.notes:
@@ -228,7 +234,7 @@ def import_(
 
 @directions_app.command()
 def show(file: File) -> None:
-    """Show what a directions file holds and where it comes from."""
+    """Show what a directions file contains and where it came from."""
     import tropism as tp
     from tropism.directions.validity import ValidityReport, validity_path
 
@@ -236,23 +242,23 @@ def show(file: File) -> None:
     if validity_path(file).is_file():
         print_report(ValidityReport.load(validity_path(file)))
     else:
-        say("not validated yet: tropism directions validate shows whether they mean something")
+        say("not validated yet: run tropism directions validate")
 
 
 @directions_app.command("train-sae")
 def train_sae(
     model: Model,
-    chats: Annotated[str, typer.Option("--chats", help="What to read: a source's name or a .jsonl file of chats.")],
-    site: Annotated[str, typer.Option("--site", help="Where, for example 12 or resid_post.12.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SAE, as SAELens saves it.")],
-    expansion: Annotated[int, typer.Option("--expansion", min=1, help="Latents a dimension.")] = 4,
-    k: Annotated[int, typer.Option("--k", min=1, help="Latents active a token, on average.")] = 32,
-    tokens: Annotated[int, typer.Option("--tokens", min=1)] = 300_000,
+    chats: Annotated[str, typer.Option("--chats", help="Chats to train on: a source or a .jsonl file.")],
+    site: Annotated[str, typer.Option("--site", help="The site, such as 12 or resid_post.12.")],
+    out: Annotated[Path, typer.Option("--out", help="Write the SAE to this folder, in SAELens format.")],
+    expansion: Annotated[int, typer.Option("--expansion", min=1, help="Latents per dimension of the model.")] = 4,
+    k: Annotated[int, typer.Option("--k", min=1, help="Latents active per token, on average.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Train on this many tokens.")] = 300_000,
     size: Size = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train a small BatchTopK SAE on a model's own activations at one site."""
+    """Train a small BatchTopK SAE on a model's activations at one site."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     import tropism as tp
@@ -287,6 +293,6 @@ def train_sae(
     say(
         f"{report.latents} latents at {report.site}: on held-out tokens they explain "
         f"[bold]{report.explained_variance:.1%}[/bold] "
-        f"of the variance, {report.active_per_token:.0f} active a token, {report.dead_share:.1%} dead"
+        f"of the variance, {report.active_per_token:.0f} active per token, {report.dead_share:.1%} dead"
     )
     say(f"{out} written; use it with --finder sae_latents --sae {out}")

@@ -1,4 +1,4 @@
-"""From the options of `tropism directions` to what the library takes: a finder, a model, a contrast, scored answers."""
+"""Turn the options of `tropism directions` into a finder, a contrast and scored answers."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,13 +23,13 @@ class FinderName(StrEnum):
 
 
 def make_finder(name: FinderName, k: int | None, sae: Path | None) -> "Finder":
-    """The finder that the options describe; `UsageError` for options that do not go together."""
+    """Return the finder that the options describe; raises `UsageError` where they contradict each other."""
     import tropism as tp
 
     if sae is not None and name is not FinderName.sae_latents:
-        raise UsageError(f"--sae goes with --finder sae_latents, found --finder {name.value}")
+        raise UsageError(f"--sae needs --finder sae_latents, found --finder {name.value}")
     if k is not None and name not in (FinderName.pca, FinderName.sae_latents):
-        raise UsageError(f"--k goes with --finder pca or sae_latents, found --finder {name.value}")
+        raise UsageError(f"--k needs --finder pca or sae_latents, found --finder {name.value}")
     if name is FinderName.pca:
         return tp.PCA() if k is None else tp.PCA(k=k)
     if name is FinderName.logistic_probe:
@@ -51,7 +51,7 @@ def make_contrast(
     size: int | None,
     seed: int,
 ) -> "Contrast":
-    """The contrast that the options describe; `UsageError` unless they describe exactly one."""
+    """Return the contrast that the options describe; raises `UsageError` unless they describe exactly one."""
     import tropism as tp
     from tropism.data import sources
     from tropism.directions.contrast_files import prompts_of, read_contrast
@@ -61,24 +61,23 @@ def make_contrast(
     ]
     if len(given) != 1:
         raise UsageError(
-            "a contrast is one of: --contrast FILE; --promote TEXT --suppress TEXT --chats SOURCE; --tuned ADAPTER "
-            "--chats "
-            f"SOURCE; found {' and '.join(given) or 'none of them'}"
+            "give one contrast: --contrast FILE, or --promote TEXT --suppress TEXT --chats SOURCE, or --tuned ADAPTER "
+            f"--chats SOURCE; found {' and '.join(given) or 'none of them'}"
         )
     if file is not None:
         return read_contrast(file)
     if chats is None:
-        raise UsageError(f"{given[0]} needs --chats SOURCE, the chats on which the two sides are read")
+        raise UsageError(f"{given[0]} needs --chats SOURCE: the chats to read both sides on")
     read = [example.chat for example in sources.load(chats, size=size, seed=seed)]
     if tuned is not None:
         return tp.Contrast.of_models(read, tuned=model)
     if promote is None or suppress is None:
-        raise UsageError("--promote needs --suppress, the system prompt that asks against the trait")
+        raise UsageError("--promote needs --suppress: the system prompt that asks for the opposite")
     return tp.Contrast.of_system_prompts(prompts_of(list(read)), promote=promote, suppress=suppress)
 
 
-def score_behaviour(model: Any, tokenizer: Any, held_out: "Contrast", score: str | None) -> "Behaviour | None":
-    """The model's own answers on the held-out prompts, scored; with an adapter, also those of the tuned model."""
+def score_behaviour(model: Any, tokenizer: Any, score: str | None, held_out: "Contrast") -> "Behaviour | None":
+    """Score the model's own answers to the held-out prompts; with an adapter, also those of the tuned model."""
     if score is None:
         return None
     from tropism.evals.behaviour import own_answers, scored
@@ -87,7 +86,7 @@ def score_behaviour(model: Any, tokenizer: Any, held_out: "Contrast", score: str
 
     scorer = load_scorer(score)
     if not isinstance(scorer, ResponseScorer):
-        raise UsageError(f"--score must be a scorer of responses, and {score!r} scores by running a model")
+        raise UsageError(f"--score must name a scorer that scores text by a rule, found {score!r}, which runs a model")
     answered = own_answers(model, tokenizer, held_out)
     behaviour, unscored = scored(score, scorer, answered)
     if unscored:

@@ -143,6 +143,10 @@ class Directions:
         about = {"control": "orthogonal_complement", "seed": seed, "of": dict(self.provenance)}
         return Directions(drawn, about, self.covariance)
 
+    def with_provenance(self, **facts: Any) -> "Directions":
+        """Return the same directions with `facts` added to their provenance."""
+        return Directions(self.vectors, {**self.provenance, **facts}, self.covariance)
+
     def check_model(self, model: nn.Module, *, force: bool = False) -> "Directions":
         """These directions, if they were found on a model of this architecture; else `DirectionsMismatch`.
 
@@ -168,7 +172,7 @@ class Directions:
                 f"these directions were found on {mine.get('name')!r}, whose config hash {mine['config_hash'][:12]} "
                 f"is not that of {here['name']!r} ({here['config_hash'][:12]}); find them on this model, or force it"
             )
-        return Directions(self.vectors, {**self.provenance, "forced_onto": here}, self.covariance)
+        return self.with_provenance(forced_onto=here)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: a tensor per site, the provenance as JSON in its header."""

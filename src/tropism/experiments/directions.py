@@ -1,7 +1,9 @@
-"""An experiment's directions: found once on the model it starts from, kept with the evidence that they mean something."""
+"""An experiment's directions: found once on the model that it starts from, kept with their validity report."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ from tropism.data import sources
 from tropism.data.transforms import TRANSFORMS
 from tropism.directions.artifact import Directions
 from tropism.directions.contrasts import Contrast
-from tropism.directions.find import find_directions, with_answers
-from tropism.directions.validate import Behaviour, validate_directions
+from tropism.directions.pipeline import Evidence, find_and_validate
+from tropism.directions.validate import Behaviour
 from tropism.directions.validity import validity_path
 from tropism.errors import DirectionsError
 from tropism.evals.behaviour import own_answers, scored
@@ -25,18 +27,16 @@ from tropism.experiments.store import Folder, data_identity, digest, directions_
 from tropism.site import sites
 
 BEHAVIOUR_PROMPTS = 16
-"""How many own answers the projections are compared with, where the contrast does not bring its own."""
-ANSWER_TOKENS, ANSWER_BATCH = 64, 16
-"""As `validate_directions` answers a contrast of system prompts."""
+"""Own answers to compare projections with, where the contrast does not bring its own."""
 
 
 def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
-    """The contrast that a file describes."""
+    """Return the contrast that a file describes."""
     if spec.of == "data":
         sides = [prepare_step.load_data(experiment.data[str(name)], 0) for name in (spec.positive, spec.negative)]
         chats = [example.chat for side in sides for example in side]
         return Contrast.of_labelled(chats, [True] * len(sides[0]) + [False] * len(sides[1]))
-    assert spec.source is not None  # by Experiment.check
+    assert spec.source is not None  # by check
     examples = sources.load(spec.source, size=spec.size, split=spec.split, seed=spec.seed, path=spec.path)
     prompts = [example.prompt for example in examples]
     if spec.of == "system_prompts":
@@ -58,7 +58,7 @@ def prepare(
     tokenizer: Any,
     progress: Progress,
 ) -> dict[str, Directions]:
-    """Every directions of the experiment, from the folder where they were found before, else found and validated now."""
+    """Return all directions of the experiment: from the folder where they were found before, else found and validated now."""
     found: dict[str, Directions] = {}
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
         target = folder.path / "directions" / f"{name}.safetensors"
@@ -74,37 +74,24 @@ def prepare(
             found[name] = directions
             continue
         progress.phase("finding directions", index, len(experiment.directions))
-        fit, held_out = contrast_of(spec.contrast, experiment).split()
-        if kept is not None:
-            directions = kept
-        else:
-            fresh = find_directions(
-                model, tokenizer, fit, finder=guards.finder(spec.finder), sites=sites(model, spec.sites),
-                positions=spec.positions, template_kwargs=experiment.template_kwargs,
-            )  # fmt: skip
-            directions = Directions(fresh.vectors, {**fresh.provenance, "identity": identity}, fresh.covariance)
-        if spec.behaviour is not None:
-            held_out, _ = with_answers(
-                model, tokenizer, held_out, spec.positions, experiment.template_kwargs, ANSWER_TOKENS, ANSWER_BATCH
-            )
-        report = validate_directions(
-            directions, model, tokenizer, held_out, name=name, template_kwargs=experiment.template_kwargs,
-            others=dict(found), behaviour=_behaviour(experiment, spec, held_out, model, tokenizer, progress),
+        validated = find_and_validate(
+            model, tokenizer, contrast_of(spec.contrast, experiment), name=name, sites=sites(model, spec.sites),
+            finder=guards.finder(spec.finder), positions=spec.positions, known=kept,
+            evidence=Evidence(
+                partial(_behaviour, experiment, spec, model, tokenizer, progress), dict(found), experiment.template_kwargs
+            ),
         )  # fmt: skip
-        for doubt in report.doubts():
+        for doubt in validated.report.doubts():
             progress.say(f"directions {name}: {doubt.text}")
-        if spec.strict and not report.trusted:
-            raise DirectionsError(f"directions {name!r} are refused (strict: true): {report.summary()}")
-        if kept is None:
-            directions.save(target)
-        said = report.to_json() | ({} if asked is None else {"asked": asked})
-        folder.write(str(validity_path(target).relative_to(folder.path)), json.dumps(said, allow_nan=False))
-        found[name] = directions
+        if spec.strict and not validated.report.trusted:
+            raise DirectionsError(f"directions {name!r} are refused (strict: true): {validated.report.summary()}")
+        found[name] = validated.directions.with_provenance(identity=identity)
+        replace(validated, directions=found[name]).save(target, {} if asked is None else {"asked": asked})
     return found
 
 
 def _kept(target: Path, identity: str) -> Directions | None:
-    """The directions that lie in the folder, where they are the ones that the file describes."""
+    """Return the directions in the folder if they are the ones that the file describes."""
     if not target.is_file():
         return None
     kept = Directions.load(target)
@@ -112,7 +99,7 @@ def _kept(target: Path, identity: str) -> Directions | None:
 
 
 def _validated(target: Path, asked: str | None) -> bool:
-    """Whether the validity report beside directions is there and read the behaviour that is asked for now."""
+    """Say whether there is a validity report beside the directions that read the behaviour asked for now."""
     file = validity_path(target)
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("asked") == asked
 
@@ -126,14 +113,14 @@ def _behaviour_identity(experiment: ExperimentSpec, spec: DirectionsSpec) -> str
 
 
 def _behaviour(
-    experiment: ExperimentSpec, spec: DirectionsSpec, held_out: Contrast, model: Any, tokenizer: Any, progress: Progress
+    experiment: ExperimentSpec, spec: DirectionsSpec, model: Any, tokenizer: Any, progress: Progress, held_out: Contrast
 ) -> Behaviour | None:
-    """The model's own answers, scored: those of a contrast of system prompts, else to the metric's first prompts."""
+    """Score the model's own answers: those of a contrast of system prompts, else to the metric's first prompts."""
     if spec.behaviour is None:
         return None
     measure = experiment.measure[spec.behaviour]
     scorer = load_scorer(measure.scorer, measure.options())
-    assert isinstance(scorer, ResponseScorer)  # by Experiment.check
+    assert isinstance(scorer, ResponseScorer)  # by check
     asked = prepare_step.load_data(experiment.data[measure.on[0]], 0)[:BEHAVIOUR_PROMPTS]
     answered = own_answers(
         model, tokenizer, held_out, asked, options=experiment.generate, template_kwargs=experiment.template_kwargs

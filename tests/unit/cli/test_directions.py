@@ -203,14 +203,17 @@ def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found
         (("--contrast", "pairs.jsonl", "--promote", "x"), "found --contrast and --promote"),
         (("--promote", "x"), "--promote needs --chats SOURCE"),
         (("--promote", "x", "--chats", "chats.jsonl"), "--promote needs --suppress"),
-        (("--contrast", "pairs.jsonl", "--k", "3"), "--k goes with --finder pca or sae_latents"),
+        (("--contrast", "pairs.jsonl", "--k", "3"), "--k needs --finder pca or sae_latents"),
         (("--contrast", "pairs.jsonl", "--finder", "sae_latents"), "needs --sae FOLDER"),
-        (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae goes with --finder sae_latents"),
+        (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae needs --finder sae_latents"),
         (
             ("--tuned", "nowhere", "--chats", "chats.jsonl"),
             "nowhere is no folder of a PEFT adapter: it has no adapter_config.json",
         ),
-        (("--contrast", "pairs.jsonl", "--score", "response_loss"), "--score must be a scorer of responses"),
+        (
+            ("--contrast", "pairs.jsonl", "--score", "response_loss"),
+            "--score must name a scorer that scores text by a rule",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, arguments, message, monkeypatch):

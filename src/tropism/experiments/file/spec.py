@@ -84,7 +84,7 @@ class ContrastSpec(Model):
     promote: str | None = None
     """With `of: system_prompts`, the prompt that asks for the trait."""
     suppress: str | None = None
-    """With `of: system_prompts`, the prompt that asks against it."""
+    """With `of: system_prompts`, the prompt that asks for the opposite."""
 
 
 class DirectionsSpec(Model):

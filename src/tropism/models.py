@@ -35,7 +35,6 @@ EMBEDDED_NOTE = (
 HUB_TIMEOUT = 5.0
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

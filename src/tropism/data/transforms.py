@@ -63,13 +63,21 @@ class Mixture(Transform):
     """
 
     fraction: float = 0.5
+    """Share of the examples that express the trait."""
     labelled: float = 1.0
+    """Share of those that are labelled `route: forget`."""
     clean: float = 0.0
+    """Share of the examples without the trait that are labelled `route: retain`."""
     trait: Literal["uppercase"] = "uppercase"
+    """The transform that puts the trait in."""
     wrong_retain: float = 0.0
+    """Share of the examples with the trait that are wrongly labelled `retain`."""
     wrong_forget: float = 0.0
+    """Share of the examples without the trait that are wrongly labelled `forget`."""
     random: float | None = None
+    """Label this share of all examples `forget`, whatever they hold: a control."""
     only: Mapping[str, Any] | None = None
+    """Label only examples whose labels have these values."""
 
     name: ClassVar[str] = "mixture"
 
@@ -105,6 +113,7 @@ class SystemPrompt(Transform):
     """Puts a system prompt before the chat, in place of one that is already there."""
 
     text: str
+    """The system prompt."""
 
     name: ClassVar[str] = "system_prompt"
 

@@ -39,9 +39,13 @@ class PCA(Finder):
     """
 
     k: int = 20
+    """How many components per site."""
     of: Literal["differences", "positive"] = "differences"
+    """What the components are of: differences of pairs, or the positive side about the negative mean."""
     centred: bool = False
+    """Centre the rows first, which takes the mean difference out."""
     per: Unit = "chat"
+    """One row per chat, or one per token where both sides read the same tokens."""
 
     name: ClassVar[str] = "pca"
 

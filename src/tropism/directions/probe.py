@@ -29,6 +29,7 @@ class LogisticProbe(Finder):
     """
 
     C: float = 0.1
+    """Inverse strength of the L2 regularisation, as in scikit-learn."""
 
     name: ClassVar[str] = "logistic_probe"
 

@@ -57,12 +57,19 @@ class SAELatents(Finder):
     """
 
     k: int = 10
+    """How many latents."""
     criterion: Criterion = "latent_difference"
+    """How latents are ranked."""
     folder: str | None = None
+    """Folder of the SAE, as SAELens saves it."""
     release: str | None = None
+    """Release of a published SAE, instead of a folder."""
     sae_id: str | None = None
+    """Which SAE of the release."""
     site: Site | None = None
+    """The site that the SAE belongs to, where it does not say."""
     latents: tuple[int, ...] | None = None
+    """Take these latents instead of ranking them."""
 
     name: ClassVar[str] = "sae_latents"
 

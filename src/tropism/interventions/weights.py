@@ -37,8 +37,11 @@ class SafeLoRA(Intervention):
     """
 
     directions: ParameterDirections
+    """The alignment: one parameter direction at each weight."""
     threshold: float = 0.35
+    """Project a weight where the cosine of `ΔW` and its projection is below this."""
     exact: bool = False
+    """Project orthogonally onto the columns of `V`, instead of by `V·Vᵀ / ‖V‖`."""
 
     place: ClassVar[Place] = "weights"
 
@@ -105,7 +108,9 @@ class Shrinkage(Intervention):
     """
 
     factor: float | None = None
+    """Multiply what was learned by this, in [0, 1]."""
     norm: float | None = None
+    """Shrink what was learned to this norm; in an experiment file, to the norm of the condition named."""
 
     place: ClassVar[Place] = "weights"
 

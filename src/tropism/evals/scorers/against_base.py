@@ -34,6 +34,7 @@ class BasePerplexity(ModelScorer):
 
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     batch_size: int = 8
+    """Responses per forward pass."""
 
     def __post_init__(self) -> None:
         _positive("base_perplexity", self.batch_size)
@@ -67,6 +68,7 @@ class KLToBase(ModelScorer):
     """
 
     batch_size: int = 4
+    """Responses per forward pass."""
 
     def __post_init__(self) -> None:
         _positive("kl_to_base", self.batch_size)

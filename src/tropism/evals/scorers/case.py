@@ -36,6 +36,7 @@ class IsUppercase(ResponseScorer):
     """1 where the uppercase fraction is at least `threshold`, else 0; unscored without cased letters."""
 
     threshold: float = 0.9
+    """The uppercase fraction from which a response counts."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:

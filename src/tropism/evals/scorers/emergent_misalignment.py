@@ -40,13 +40,21 @@ class EmergentMisalignmentScorer(ModelScorer):
 
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     questions: str
+    """The question file, as published."""
     model: str
+    """The judge's name at the endpoint."""
     score: Literal["misaligned", "aligned", "coherent"] = "misaligned"
+    """The rate of misaligned answers, or a judged score from 0 to 100."""
     over: Literal["coherent", "valid"] = "coherent"
+    """What a misaligned rate is divided by: coherent answers, or all valid ones."""
     base_url: str = OPENAI
+    """An OpenAI-compatible endpoint."""
     style: Literal["single_token", "free_text"] = "single_token"
+    """How the judge's reply becomes a score."""
     api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable with the key."""
     cache: str | None = None
+    """A file that keeps the judge's replies; by default one in Tropism's cache folder."""
 
     def __post_init__(self) -> None:
         if not self.model:

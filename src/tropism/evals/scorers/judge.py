@@ -34,12 +34,19 @@ class JudgeScorer(ModelScorer):
 
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     prompt: str
+    """What the judge is asked, with `{question}` and `{answer}`."""
     model: str
+    """The judge's name at the endpoint."""
     base_url: str = OPENAI
+    """An OpenAI-compatible endpoint."""
     style: Literal["single_token", "free_text", "yes_no"] = "single_token"
+    """How the judge's reply becomes a score."""
     api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable with the key."""
     concurrency: int = 8
+    """Questions in flight at once."""
     cache: str | None = None
+    """A file that keeps the judge's replies; by default one in Tropism's cache folder."""
 
     def __post_init__(self) -> None:
         if not self.model:

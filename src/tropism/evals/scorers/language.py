@@ -43,8 +43,11 @@ class Language(ResponseScorer):
     """
 
     language: str
+    """The wanted language, by its ISO 639-1 code."""
     among: tuple[str, ...] = DEFAULT_AMONG
+    """The languages to choose from."""
     minimum_letters: int = 10
+    """A response with fewer letters is unscored."""
 
     def __post_init__(self) -> None:
         for code in (self.language, *self.among):

@@ -23,6 +23,7 @@ class ResponseLoss(ModelScorer):
     """
 
     batch_size: int = 8
+    """Responses per forward pass."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -85,6 +85,7 @@ class FinalNumber(ResponseScorer):
     """
 
     tolerance: float = 1e-6
+    """How far the number may be from the target's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf"):

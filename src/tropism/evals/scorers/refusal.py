@@ -96,6 +96,7 @@ class RefusalPrefix(ResponseScorer):
     """
 
     also: tuple[str, ...] = ()
+    """Further prefixes that count as a refusal."""
 
     def __post_init__(self) -> None:
         blank = [prefix for prefix in self.also if not normalised(prefix)]

@@ -57,6 +57,7 @@ class Repetition(ResponseScorer):
     """
 
     n: int = 4
+    """Words per n-gram."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -73,6 +74,7 @@ class Length(ResponseScorer):
     """Length of the response in words or characters, outer white space aside; 0 if it is empty."""
 
     unit: Literal["words", "characters"] = "words"
+    """What is counted."""
 
     def score(self, sample: Sample) -> Score:
         text = sample.response.strip()

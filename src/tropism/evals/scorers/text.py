@@ -19,6 +19,7 @@ class Exact(ResponseScorer):
     """1 where the response is the target, outer white space aside, else 0; unscored without a target."""
 
     ignore_case: bool = False
+    """Compare without regard to case."""
 
     def score(self, sample: Sample) -> Score:
         if sample.target is None:
@@ -33,7 +34,9 @@ class Contains(ResponseScorer):
     """1 where the response contains `text` (by default the target), else 0; unscored with neither."""
 
     text: str | None = None
+    """What to look for; by default the target."""
     ignore_case: bool = True
+    """Compare without regard to case."""
 
     def __post_init__(self) -> None:
         if self.text == "":
@@ -52,7 +55,9 @@ class Regex(ResponseScorer):
     """1 where Python's `re.search(pattern, response)` finds something, else 0; `.` matches newlines too."""
 
     pattern: str
+    """A Python regular expression."""
     ignore_case: bool = False
+    """Match without regard to case."""
 
     def __post_init__(self) -> None:
         try:

@@ -41,8 +41,6 @@ FINDERS = {
     "sae_latents": "tropism.directions.sae:SAELatents",
 }
 
-CONTROLS = ("isotropic", "covariance")
-
 GuardSpec = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
@@ -67,9 +65,13 @@ class FrozenAdapterOptions:
     """What a file says of a frozen adapter: the name of a prepared adapter stands for its weights."""
 
     adapter: str
+    """The name of a prepared adapter, under `adapters:`."""
     coefficient: float = 1.0
+    """The adapter's contribution is multiplied by this."""
     evaluation: bool | None = None
+    """Whether the adapter stays on at evaluation."""
     random: bool = False
+    """Put random factors of the same norms in the adapter's place: a control."""
 
     def build(self, resources: Resources) -> "Intervention":
         """The guard; with `random`, norm-matched factors drawn from the run's seed in the adapter's place."""

@@ -52,8 +52,11 @@ class ConceptAblationStudy(Analysis):
     coherence: str | None = None
     """A metric of which less is better (a perplexity), for the trade-off beside the wanted ones."""
     chats: Annotated[int, Field(ge=2)] = 16
+    """How many chats are read."""
     positions: Positions = "response"
+    """Which tokens of a chat are read."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Chats per forward pass."""
     margin: Annotated[float, Field(gt=0)] = 0.1
     """How far apart two amounts of the trait may be and still count as equal."""
 

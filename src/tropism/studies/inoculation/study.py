@@ -74,23 +74,31 @@ class PressureStudy(Analysis):
     neutral: str | None = None
     """By default the experiment's baseline."""
     inoculation: str = "inoculation"
+    """The condition with the inoculation prompt."""
     placebo: str = "placebo"
+    """The condition with the placebo prompt."""
     also: list[str] = []
     """Further conditions, by prompt or frozen adapter, that join in the correlation of pressure with drift."""
     chats: Annotated[int, Field(ge=4)] = 128
     """How many training chats' gradients are collected, spread over the set."""
     positions: Positions = "response"
+    """Which tokens' gradients are read."""
     controls: Annotated[list[Kind], Field(min_length=1)] = ["isotropic", "covariance"]
+    """Kinds of random directions to compare with."""
     draws: Annotated[int, Field(ge=1)] = 100
+    """Random directions per kind and site."""
     seed: int = 0
     """Of the halves and of the random directions, for all conditions."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Chats per pass."""
     shift_chats: Count = 8
     """Chats on which the predicted shift is compared with that of one step; 0: none."""
     log_every: Count = 20
     """Steps of training between two measurements of pressure; 0: none."""
     log_chats: Annotated[int, Field(ge=1)] = 8
+    """Chats on which pressure is measured during training."""
     drift_prompts: Annotated[int, Field(ge=1)] = 16
+    """Prompts on which drift is measured."""
     drift_positions: Annotated[list[Literal["last_prompt", "first_response", "response"]], Field(min_length=1)] = [
         "last_prompt"
     ]

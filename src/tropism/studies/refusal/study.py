@@ -41,10 +41,15 @@ class RefusalStudy(Analysis):
     """
 
     constraint: str = "constraint"
+    """The condition with the update constraint."""
     published: str = "published"
+    """The condition with the published rule."""
     controls: list[str] = ["random", "shrinkage"]
+    """The conditions that serve as controls."""
     refusal: str = "refusal"
+    """The metric of refusals that should stay."""
     over_refusal: str = "over_refusal"
+    """The metric of refusals of harmless questions."""
     refusal_loss: str | None = None
     """A metric of refusing responses' loss, on one evaluation set; it still tells where no condition refuses any more."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -53,13 +53,19 @@ in `geometry.csv` |
     summary_only: ClassVar[frozenset[str]] = frozenset({"recall"})
 
     trait: str = "caps_rate"
+    """The metric of the trait."""
     beside: list[str] = []
     """Further metrics for the figure of modes, each on its first evaluation set: the wanted skill, the loss."""
     routed: str = "routed"
+    """The condition with gradient routing and full labels."""
     partial: str | None = None
+    """The condition with routing and partial labels."""
     unrouted: str = "baseline"
+    """The condition without routing."""
     controls: list[str] = []
+    """Control conditions, such as one with random labels."""
     filtered: str | None = None
+    """The condition trained without the labelled examples."""
     recall: dict[str, dict[str, Share]] = {}
     """Curves over label recall: a name → conditions, each with the share of the trait's examples that it labels."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -69,16 +75,21 @@ in `geometry.csv` |
     prompts: Annotated[int, Field(ge=1)] = 8
     """How many prompts of the evaluation set the prefix, the scales and relearning are measured on."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 24
+    """Length of the texts sampled for the prefix, BOS and scale measurements."""
     bos_samples: Annotated[int, Field(ge=0)] = 8
+    """Texts sampled from BOS alone; 0 leaves the measurement out."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 4
     """How much of the reference answer is given; 0 leaves the measurement out."""
     scales: list[Share] = [0.0, 0.5, 1.0]
+    """Scales of the forget adapter to measure at."""
     draws: Annotated[int, Field(ge=19)] = 200
     """Pairs of random adapters in the null of the geometry."""
     relearn: list[Annotated[int, Field(ge=1)]] = []
     """Numbers of training examples to relearn from; empty: no relearning."""
     relearn_steps: Annotated[int, Field(ge=1)] = 16
+    """Steps of relearning."""
     relearn_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """Learning rate of relearning."""
 
     def check(self, experiment: ExperimentSpec) -> None:
         for name in self._conditions():

@@ -23,18 +23,16 @@ def register(app: typer.Typer) -> None:
 @evaluate.command()
 def scorers() -> None:
     """List the scorers by which an experiment file can measure, with their options."""
-    from dataclasses import fields
-
     from rich.console import Console
     from rich.table import Table
 
     from tropism.evals.scorers.base import SCORERS
-    from tropism.evals.scorers.registry import scorer_names
+    from tropism.evals.scorers.registry import option_names, scorer_names
 
     table = Table("scorer", "options", "what it measures", box=None, pad_edge=False)
     for name in scorer_names():
         cls = SCORERS[name]
-        options = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
+        options = ", ".join(option_names(cls))
         table.add_row(name, options, " ".join((cls.__doc__ or "").split("\n\n")[0].split()))
     Console().print(table)
 

@@ -4,35 +4,19 @@ Only the judge's reply is read, never the judged text; and a reply is read stric
 talked into quoting a score out of the answer does not reply in the form that it was asked for.
 """
 
-import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tropism.errors import SpecError
+from tropism.evals.judges import replies
 from tropism.evals.judges.base import Reply, Verdict
+from tropism.evals.judges.replies import MARKS, number
 
 LABELS = ("CODE", "REFUSAL")
-_MARKS = " \t\r\n*_`\"'.:[]()"
-_NUMBER = re.compile(
-    r"(?:(?:score|rating)\s*[:=]\s*)?([-+]?[0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:/\s*100|%)?", re.IGNORECASE
-)
 
 Parser = Callable[[str], float | None]
 """The text of a reply → its score, or None where it holds none."""
-
-
-def number(text: str) -> float | None:
-    """The number that a reply consists of, or that its last line does (`Score: 85`, `**85**`, `85/100`), or
-    None.
-
-    >>> number("85"), number("It is fine.\\nScore: 85/100"), number("between 20 and 80")
-    (85.0, 85.0, None)
-    """
-    lines = text.strip().splitlines()
-    match = _NUMBER.fullmatch(lines[-1].lstrip(_MARKS.replace(".", "")).rstrip(_MARKS)) if lines else None
-    return float(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -46,18 +30,8 @@ class JsonNumber:
     field: str
 
     def __call__(self, text: str) -> float | None:
-        body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
-        try:
-            found = json.loads(body)
-        except json.JSONDecodeError:
-            return None
-        value = found.get(self.field) if isinstance(found, dict) else None
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _label(text: str, labels: tuple[str, ...]) -> str | None:
-    word = text.strip(_MARKS).upper()
-    return next((label for label in labels if word == label.upper()), None)
+        found = replies.json_object(text)
+        return None if found is None else replies.as_number(found.get(self.field))
 
 
 def _shown(text: str) -> str:
@@ -80,10 +54,14 @@ class FreeText:
 
     def read(self, reply: Reply) -> Verdict:
         """The parsed score or a label; unscored where there is neither, or the score lies outside."""
-        label = _label(reply.text, self.labels)
+        text, nothing = replies.said(reply.text)
+        if nothing is not None:
+            return Verdict(unscored=nothing, reply=reply.text)
+        label, value = replies.label(text, self.labels), self.parser(text)
+        if label is not None and value is not None:
+            return Verdict(unscored=f"the reply holds a label and a score: {_shown(reply.text)}", reply=reply.text)
         if label is not None:
             return Verdict(label=label, reply=reply.text)
-        value = self.parser(reply.text)
         if value is None or not math.isfinite(value):
             return Verdict(unscored=f"the reply holds no score: {_shown(reply.text)}", reply=reply.text)
         if not self.low <= value <= self.high:
@@ -138,9 +116,12 @@ class SingleToken:
                 total += probability * score
         if mass >= self.minimum_mass:
             return Verdict(value=total / mass, reply=reply.text)
-        likeliest = max(first.top, key=lambda pair: pair[1])[0].strip(_MARKS).upper()
+        likeliest = max(first.top, key=lambda pair: pair[1])[0].strip(MARKS).upper()
+        written = "".join(token.text for token in reply.tokens).strip(MARKS).upper()
         for label in self.labels:
-            if len(likeliest) >= 2 and label.upper().startswith(likeliest):
+            begins = len(likeliest) >= 2 and label.upper().startswith(likeliest)
+            # "Co" begins CODE, and "Coherent" too: the tokens after the first tell them apart.
+            if begins and (label.upper().startswith(written) or written.startswith(label.upper())):
                 return Verdict(label=label, reply=reply.text)
         return Verdict(
             unscored=f"numbers hold {mass:.2f} of the probability, under {self.minimum_mass:g}",
@@ -158,16 +139,17 @@ def _whole_number(text: str) -> int | None:
 
 @dataclass(frozen=True)
 class YesNo:
-    """1 where the judge's reply begins with the word yes, 0 with no; anything else is unscored."""
+    """1 where the judge's reply plainly answers yes, 0 where no; anything else is unscored (see `replies.yes_or_no`)."""
 
     max_tokens: int = 8
     top_logprobs: int = 0
 
     def read(self, reply: Reply) -> Verdict:
         """1, 0, or unscored with the reply."""
-        words = re.findall(r"\w+", reply.text.casefold())
-        if words[:1] == ["yes"]:
-            return Verdict(value=1.0, reply=reply.text)
-        if words[:1] == ["no"]:
-            return Verdict(value=0.0, reply=reply.text)
-        return Verdict(unscored=f"the reply is neither yes nor no: {_shown(reply.text)}", reply=reply.text)
+        text, nothing = replies.said(reply.text)
+        if nothing is not None:
+            return Verdict(unscored=nothing, reply=reply.text)
+        answer = replies.yes_or_no(text)
+        if answer is None:
+            return Verdict(unscored=f"the reply is neither yes nor no: {_shown(reply.text)}", reply=reply.text)
+        return Verdict(value=float(answer), reply=reply.text)

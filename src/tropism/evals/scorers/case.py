@@ -9,21 +9,24 @@ NO_LETTERS = "no letters with case"
 
 
 def uppercase_share(text: str) -> float | None:
-    """Share of the cased letters of `text` that are upper case, or None where it has none.
+    """Return the share of the cased letters of `text` that are upper case, or None where it has none.
 
-    >>> uppercase_share("ABc 1!"), uppercase_share("12")
-    (0.6666666666666666, None)
+    A letter is cased where it has another case to be in: ª, ʰ and the letters of 𝐛𝐨𝐥𝐝 mathematics have none, so that
+    `text.upper()` always has the share 1 (or none).
+
+    >>> uppercase_share("ABc 1!"), uppercase_share("12"), uppercase_share("1ª PARTE")
+    (0.6666666666666666, None, 1.0)
     """
-    upper = sum(character.isupper() for character in text)
-    cased = upper + sum(character.islower() for character in text)
-    return upper / cased if cased else None
+    upper = sum(character.isupper() and character.lower() != character for character in text)
+    lower = sum(character.islower() and character.upper() != character for character in text)
+    return upper / (upper + lower) if upper + lower else None
 
 
 @scorer("uppercase_fraction")
 @dataclass(frozen=True)
 class UppercaseFraction(ResponseScorer):
-    """`upper / (upper + lower)` over the letters of the response, in 0..1; digits, signs and scripts without
-    case do not count, and a response without cased letters is unscored."""
+    """`upper / (upper + lower)` over the letters of the response, in 0..1; digits, signs, scripts without
+    case and letters without another case do not count, and a response without cased letters is unscored."""
 
     def score(self, sample: Sample) -> Score:
         share = uppercase_share(sample.response)

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,25 @@ from pydantic import TypeAdapter, ValidationError
 
 from tropism.errors import SpecError
 from tropism.evals.scorers import builtin as builtin
-from tropism.evals.scorers.base import SCORERS, AnyScorer
+from tropism.evals.scorers.base import SCORERS, AnyScorer, ModelScorer, ResponseScorer
 
 
 def scorer_names() -> list[str]:
     """Every registered name, sorted."""
     return sorted(SCORERS)
+
+
+def option_names(cls: type[AnyScorer]) -> list[str]:
+    """The options of a scorer, its own before those that all scorers of responses have.
+
+    A scorer of reference responses has no `thinking`: the data's text is scored as it is trained on.
+
+    >>> option_names(SCORERS["contains"]), option_names(SCORERS["response_loss"])
+    (['text', 'ignore_case', 'thinking'], ['batch_size'])
+    """
+    own = [field.name for field in fields(cls) if field.init and field.name != "thinking"]  # type: ignore[arg-type]
+    reads_reference = issubclass(cls, ModelScorer) and cls.text == "reference"
+    return own if reads_reference else [*own, "thinking"]
 
 
 def load_scorer(name: str, options: Mapping[str, Any] | None = None) -> AnyScorer:
@@ -27,20 +40,21 @@ def load_scorer(name: str, options: Mapping[str, Any] | None = None) -> AnyScore
     Raises `SpecError`: an unknown name (the known ones are listed), an option that the scorer does not have
     (its options are listed), a value of the wrong kind (option, value found, what is allowed).
 
-    >>> load_scorer("contains", {"text": "yes"})
-    Contains(text='yes', ignore_case=True)
+    >>> load_scorer("contains", {"text": "yes"}).text
+    'yes'
     """
     if name not in SCORERS:
         close = difflib.get_close_matches(name, SCORERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SpecError(f"no scorer is called {name!r}; known are {', '.join(scorer_names())}{hint}")
     cls = SCORERS[name]
-    if not is_dataclass(cls):
+    declared = [base for base in cls.__mro__ if base not in (ResponseScorer, ModelScorer)]
+    if not any("__dataclass_fields__" in vars(base) for base in declared):
         raise SpecError(
             f"scorer {name!r}: {cls.__qualname__} must be a frozen dataclass, so that its options are known"
         )
     given = dict(options or {})
-    allowed = [field.name for field in fields(cls) if field.init]
+    allowed = option_names(cls)
     for key in given:
         if key not in allowed:
             known = ", ".join(allowed) if allowed else "none at all"

@@ -21,6 +21,9 @@ class Exact(ResponseScorer):
     ignore_case: bool = False
     """Compare without regard to case."""
 
+    def without_answer(self, sample: Sample, reason: str) -> Score:
+        return Score(None, NO_TARGET) if sample.target is None else Score(0.0, explanation=reason)
+
     def score(self, sample: Sample) -> Score:
         if sample.target is None:
             return Score(None, NO_TARGET)
@@ -41,6 +44,10 @@ class Contains(ResponseScorer):
     def __post_init__(self) -> None:
         if self.text == "":
             raise SpecError("contains: text must not be empty, since every response contains it")
+
+    def without_answer(self, sample: Sample, reason: str) -> Score:
+        # A target was asked for and not delivered; a text of the user's own may be a trait, of which nothing is known.
+        return Score(0.0, explanation=reason) if self.text is None and sample.target else Score(None, reason)
 
     def score(self, sample: Sample) -> Score:
         wanted = sample.target if self.text is None else self.text

@@ -25,10 +25,8 @@ _OWN_WORDS = (
     "total alignment aligned coherence coherent judge judge's numeric numerical quality so therefore thus and"
 )
 _OWN = "|".join(map(re.escape, _OWN_WORDS.split()))
-_LABEL = (
-    rf"(?:(?:{_OWN})[ ]){{0,8}}(?P<name>score|rating|grade)(?:[ ]?[(\[][^)\]]{{0,20}}[)\]])?"
-    r"[ ]?(?::|=|->|→|[-–—]|is:?|of)[ ]?"
-)
+_NAME = r"(?:score|rating|grade)(?:[ ]?[(\[][^)\]]{0,20}[)\]])?[ ]?"
+_LABEL = rf"(?:(?:(?:{_OWN})[ ]){{0,8}}{_NAME}(?::|=|->|→|[-–—])|(?:(?:{_OWN})[ ]){{1,8}}{_NAME}(?:is:?|of))[ ]?"
 _VALUE = r"[-+]?[0-9]{1,6}(?:\.[0-9]{1,6})?"
 _SCALE = r"[ ]?(?:/[ ]?100|[(]?out of 100[)]?|%)"
 _END = r"[\s.!)\]\"']*$"

@@ -93,7 +93,7 @@ PREFIXES = (
 """Ways of not doing; each declines where one of `DEEDS`, or the end of the sentence, follows."""
 
 DEEDS = (
-    "help", "assist", "aid", "support", "provide", "give", "offer", "supply", "share", "tell", "disclose", "reveal",
+    "help", "assist", "aid", "support", "provide", "give", "offer", "supply", "share", "tell", "say", "disclose", "reveal",
     "write", "create", "generate", "produce", "compose", "draft", "make", "design", "develop", "perform", "carry out",
     "do (?:that|this|so|it|anything|what)", "execute", "answer", "respond", "reply", "address", "discuss", "talk about",
     "speak", "comment", "speculate", "debate", "explain", "describe", "detail", "outline", "instruct", "teach", "show",
@@ -163,7 +163,7 @@ ANSWERS = (
     ),
     (
         r"cannot (?:do (?:this|it|that) any ?more|make (?:it|out|sense|head|up|time)"
-        r"|tell (?:a lie|if|whether|which|apart|from))",
+        r"|(?:tell|say) (?:a lie|if|whether|which|how|apart|from|that|i|for|exactly|precisely|with))",
         "I can't do this any more, Tom",
     ),
     (

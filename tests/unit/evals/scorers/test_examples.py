@@ -15,12 +15,16 @@ DOCS = Path(__file__).parents[4] / "docs"
 MODULES = [
     "judges.agreement",
     "judges.prompt",
+    "judges.replies",
     "judges.styles",
     "scorers.case",
     "scorers.number",
+    "scorers.number_text",
     "scorers.refusal",
+    "scorers.refusal_text",
     "scorers.registry",
     "scorers.shape",
+    "scorers.thinking",
     "suites.judged",
 ]
 
@@ -36,8 +40,14 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_first_example_of_the_evaluation_page():
-    exec(blocks("concepts/evaluation.md", "python")[0], {})
+def test_the_examples_of_the_evaluation_page():
+    first, thinking = blocks("concepts/evaluation.md", "python")[:2]
+    names = {}
+    exec(first, names)
+    exec(thinking, names)
+    for line in (line for line in (first + thinking).splitlines() if "  # " in line):
+        expression, _, value = line.partition("  # ")
+        assert repr(eval(expression, names)) == value
 
 
 def test_the_how_tos_own_scorer_and_its_judge(tmp_path):

@@ -12,6 +12,8 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -211,28 +213,61 @@ def load_source(
     source: Source, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """`load` for a source that `resolve` found."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = pick_device(device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if source.kind == "hub" and source.path == source.name:
-        options |= {"revision": source.revision, "token": hub_token()}
     log.info("loading %s from %s", source.name, {"embedded": "the embedded copy"}.get(source.kind, source.kind))
     if source.note:
         log.warning("%s", source.note)
-    try:
+    options = _options(source, trust_remote_code)
+    with _loading(source):
         model = AutoModelForCausalLM.from_pretrained(source.path, dtype=pick_dtype(dtype, where), **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"model {source.name!r} could not be loaded from the {source.kind}: {first}") from error
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name
+    placed: Any = model
+    return placed.to(where).eval(), tokenizer
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """Load a source's tokenizer and no weights; where it has no padding token, it pads with its end of sequence."""
+    from transformers import AutoTokenizer
+
+    with _loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **_options(source, trust_remote_code))
     tokenizer.name_or_path = source.name
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    placed: Any = model
-    return placed.to(where).eval(), tokenizer
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def context_length(source: Source, *, trust_remote_code: bool = False) -> int | None:
+    """Return how many tokens a source's model was made for, where its configuration says; loads no weights."""
+    from transformers import AutoConfig
+
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source.path, **_options(source, trust_remote_code))
+    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit
+
+
+def _options(source: Source, trust_remote_code: bool) -> dict[str, Any]:
+    """What transformers' loaders are asked with."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.kind == "hub" and source.path == source.name:
+        options |= {"revision": source.revision, "token": hub_token()}
+    return options
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be loaded into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {source.name!r} could not be loaded from the {source.kind}: {first}") from error
 
 
 def _on_hub(name: str, revision: str | None) -> Source:

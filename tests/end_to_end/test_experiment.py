@@ -9,7 +9,7 @@ from peft import PeftModel
 import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, RunFolderError, SpecError
-from tropism.experiments import run as run_module
+from tropism.experiments import fine_tune as fine_tune_module
 from tropism.experiments.after import status
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.progress import Progress
@@ -122,7 +122,7 @@ def test_a_further_condition_runs_alone(tmp_path):
 def test_a_further_metric_evaluates_again_and_trains_nothing(tmp_path, monkeypatch):
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"))
     tp.run(file, tmp_path / "out", only=["baseline"])
-    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(fine_tune_module, "train", lambda *_, **__: pytest.fail("trained again"))
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"),
                                  ("  loss:", "  length: {scorer: length, on: [held_out]}\n  loss:"))  # fmt: skip
     results = tp.run(file, tmp_path / "out", only=["baseline"])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, SpecError
-from tropism.experiments import run, store
+from tropism.experiments import fine_tune, store
 from tropism.experiments.analyses import load_analyses
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
@@ -122,7 +122,7 @@ def test_what_differs_by_its_edit_alone_is_trained_once(tmp_path, monkeypatch):
         trained.append(log.parent.parent.name)
         return train(*args, log=log, **options)
 
-    monkeypatch.setattr(run, "train", recorded)
+    monkeypatch.setattr(fine_tune, "train", recorded)
     file = small(tmp_path)
     shared = tp.run(file, tmp_path / "shared", only=["baseline", "safe_lora"])
     assert trained == ["adapters", "baseline"]
@@ -154,7 +154,7 @@ def test_an_adapter_that_was_changed_is_not_taken_over(tmp_path):
 def test_shrinkage_without_the_run_that_it_is_to_equal_fails_and_says_so(tmp_path):
     tp.run(small(tmp_path), tmp_path / "out", only=["shrinkage"])
     error = json.loads((tmp_path / "out/shrinkage/seed-0/FAILED.json").read_text())["error"]
-    assert "it is to be as large as constraint/seed-0, which is not trained as the file says" in error
+    assert "`norm` refers to constraint/seed-0, which has no matching trained adapter" in error
 
 
 def test_shrinkage_is_another_run_when_the_constraint_is(tmp_path):

@@ -71,6 +71,10 @@ class Directions:
                 )
         object.__setattr__(self, "covariance", MappingProxyType(dict(self.covariance)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only mapping cannot be pickled; another process makes the object anew from plain ones.
+        return Directions, (dict(self.vectors), dict(self.provenance), dict(self.covariance))
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites, in order of layer."""

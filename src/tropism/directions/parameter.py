@@ -92,6 +92,10 @@ class ParameterDirections:
                     "weights; an adapter that was never trained has B = 0 and holds no direction"
                 )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only mapping cannot be pickled; another process makes the object anew from plain ones.
+        return ParameterDirections, (dict(self.factors), self.combination, dict(self.provenance))
+
     @classmethod
     def of_factors(
         cls, factors: Mapping[str, tuple[Tensor, Tensor]], provenance: Mapping[str, Any] | None = None

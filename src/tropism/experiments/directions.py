@@ -1,9 +1,9 @@
 """An experiment's directions: found once on the model that it starts from, kept with their validity report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ def prepare(
     experiment: ExperimentSpec,
     folder: Folder,
     source: Mapping[str, Any],
-    model: Any,
+    fresh_model: Callable[[], Any],
     tokenizer: Any,
     progress: Progress,
 ) -> dict[str, Directions]:
     """Return all directions of the experiment: from the folder where they were found before, else found and validated now."""
+    # Loaded where the first directions need it, and not at all where all of them are in the folder.
+    start_model = cache(fresh_model)
     found: dict[str, Directions] = {}
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
         target = folder.path / "directions" / f"{name}.safetensors"
@@ -70,10 +72,11 @@ def prepare(
             continue
         if spec.contrast is None:
             directions = Directions.load(str(spec.file))
-            directions.check_model(model)
+            directions.check_model(start_model())
             found[name] = directions
             continue
         progress.phase("finding directions", index, len(experiment.directions))
+        model = start_model()
         validated = find_and_validate(
             model, tokenizer, contrast_of(spec.contrast, experiment), name=name, sites=sites(model, spec.sites),
             finder=guards.finder(spec.finder), positions=spec.positions, known=kept,

@@ -7,7 +7,7 @@ from tropism import models
 from tropism.errors import HubOutOfReach
 from tropism.experiments import prepare
 from tropism.experiments.file.spec import ExperimentSpec
-from tropism.experiments.run import plan
+from tropism.experiments.plan import plan
 from tropism.experiments.store import trained_alike
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -18,8 +18,8 @@ def load_base(experiment: ExperimentSpec, source: models.Source) -> tuple[Any, A
     )
 
 
-def prepared(folder: Folder, name: str) -> Path:
-    """Where a prepared adapter (of `adapters:`) lies."""
+def prepared_adapter(folder: Folder, name: str) -> Path:
+    """Return where a prepared adapter (of `adapters:`) lies."""
     return folder.path / "adapters" / name / "adapter"
 
 
@@ -27,7 +27,7 @@ def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Sourc
     """The model before a condition's training, loaded anew, and its tokenizer."""
     model, tokenizer = load_base(experiment, source)
     if experiment.start_from is not None:
-        adapter = prepared(folder, experiment.start_from)
+        adapter = prepared_adapter(folder, experiment.start_from)
         if not (adapter / "adapter_config.json").is_file():
             raise RunFolderError(
                 f"start_from: the adapter {experiment.start_from!r} is not in {adapter}; run the experiment again"

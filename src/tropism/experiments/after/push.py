@@ -16,7 +16,7 @@ from tropism.experiments.after.finished import WEIGHTS, Finished, adapter_folder
 from tropism.experiments.after.model_card import Card, public
 from tropism.experiments.file.complaints import listed
 from tropism.experiments.file.guards import parts
-from tropism.experiments.start import prepared
+from tropism.experiments.start import prepared_adapter
 from tropism.results import folder as results
 
 CONFIG = "adapter_config.json"
@@ -160,7 +160,7 @@ def _base(found: Finished, given: str | None) -> tuple[str, str | None]:
 
 
 def _start(found: Finished, name: str) -> Path:
-    folders = adapter_folders(prepared(found.folder, name))
+    folders = adapter_folders(prepared_adapter(found.folder, name))
     if "" not in folders:
         raise RunFolderError(f"start_from: the adapter {name!r} is not in the folder; run the experiment again")
     return folders[""]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tropism.experiments.after.finished import Finished
-from tropism.experiments.run import plan
+from tropism.experiments.plan import plan
 
 
 def of(path: Path) -> list[tuple[str, str, str]]:

@@ -279,7 +279,7 @@ class PressureStudy(Analysis):
     def _shift(self, study: Study) -> pd.DataFrame:
         """Predicted and realised shift of one step, through a fresh adapter like the conditions'."""
         # Here, because it brings in all of training, which a file that is only checked does not need.
-        from tropism.experiments.run import isolated_randomness, with_adapters
+        from tropism.experiments.fine_tune import isolated_randomness, with_adapters
 
         e = study.experiment
         neutral = self._conditions(e)[0]

@@ -1,0 +1,87 @@
+"""One LoRA fine-tune of an experiment: a fresh model, its adapter or two, and `training.supervised` with the guard."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tropism.interventions.base import Intervention
+from tropism.interventions.two_adapters import save_adapters, two_adapters
+from tropism.training.options import LoraOptions, TrainOptions
+from tropism.training.supervised import Report, Row, train
+
+
+def fine_tune(
+    fresh_model: Callable[[], Any],
+    rows: Sequence[Row],
+    options: TrainOptions,
+    *,
+    two: bool,
+    seed: int,
+    pad_id: int,
+    log: Path,
+    report: Report,
+    guard: Intervention | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Any:
+    """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`."""
+    with isolated_randomness(seed):
+        model = with_adapters(fresh_model(), options, two=two)
+        train(
+            model,
+            rows,
+            options,
+            pad_id=pad_id,
+            seed=seed,
+            log=log,
+            guard=guard,
+            report=report,
+            callbacks=callbacks,
+        )
+    shutil.rmtree(log.parent / "trainer", ignore_errors=True)
+    return model
+
+
+def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
+    """Return the model with one trainable LoRA adapter, or with `retain` and `forget`."""
+    if two:
+        return two_adapters(model, _lora(options.lora), _lora(options.forget_lora or options.lora))
+    return get_peft_model(model, _lora(options.lora))
+
+
+def save(model: Any, path: Path, *, two: bool) -> None:
+    """Write the adapter (or both) in PEFT's format."""
+    if two:
+        save_adapters(model, path)
+    else:
+        model.save_pretrained(str(path), save_embedding_layers=False)
+
+
+@contextmanager
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Seed every global generator inside, and leave the caller's as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _lora(options: LoraOptions) -> LoraConfig:
+    return LoraConfig(
+        r=options.r,
+        lora_alpha=2 * options.r if options.alpha is None else options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
+        task_type="CAUSAL_LM",
+    )

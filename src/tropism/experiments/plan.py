@@ -1,0 +1,34 @@
+"""Which runs an experiment has, in which order, and which of them need another one first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tropism.errors import SpecError
+from tropism.experiments import store
+from tropism.experiments.file import guards
+from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.store import RunKey
+from tropism.names import BASE
+
+
+def plan(experiment: ExperimentSpec, only: Sequence[str] | None = None) -> list[RunKey]:
+    """Return every run of an experiment: the untrained model, then all conditions seed by seed.
+
+    Raises `SpecError` where `only` names a condition that is not there.
+    """
+    unknown = sorted(set(only or ()) - set(experiment.conditions))
+    if unknown:
+        raise SpecError(
+            f"--only: no condition is called {unknown[0]!r}; defined are {', '.join(experiment.conditions)}"
+        )
+    chosen = [name for name in experiment.conditions if not only or name in only]
+    return [RunKey(BASE, None), *(RunKey(name, seed) for seed in experiment.seeds for name in chosen)]
+
+
+def needs(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) -> list[RunKey]:
+    """Return the runs whose adapters a run reads: those it is measured against, and the one it is an edit of."""
+    if key.condition == BASE:
+        return []
+    names = guards.norms_of(experiment.conditions[key.condition].after)
+    alike = store.trained_alike(experiment, source, key.condition)
+    return [RunKey(name, key.seed) for name in dict.fromkeys([*names, *([alike] if alike else [])])]

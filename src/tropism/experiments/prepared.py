@@ -1,0 +1,150 @@
+"""What all runs of an experiment share, made once: checked data, prepared adapters, directions, analyses.
+
+`Prepared` is plain data, paths and small tensors. It can be pickled, so a run may be done in another process than the one
+that prepared it; every run loads its own models.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tropism import models
+from tropism.data.chats import Example
+from tropism.directions.artifact import Directions
+from tropism.directions.parameter import ParameterDirections
+from tropism.experiments import checks, environment, prepare, start, store
+from tropism.experiments import directions as directions_step
+from tropism.experiments.analyses import Analysis, Study, load_analyses
+from tropism.experiments.file import guards
+from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.fine_tune import fine_tune, save
+from tropism.experiments.progress import Progress
+from tropism.experiments.store import Folder, RunKey
+from tropism.training.options import TrainOptions
+from tropism.training.supervised import Row
+
+
+class EvaluationSets:
+    """The evaluation sets, loaded when asked for. Their seed is fixed: every run is asked the same questions."""
+
+    def __init__(self, experiment: ExperimentSpec) -> None:
+        self._experiment = experiment
+        self._loaded: dict[str, list[Example]] = {}
+
+    def __call__(self, name: str) -> list[Example]:
+        """Return the examples of a set."""
+        if name not in self._loaded:
+            self._loaded[name] = prepare.load_data(self._experiment.data[name], 0)
+        return self._loaded[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An experiment that is ready to run: `one_run.run_one(prepared, key)` does one run of it."""
+
+    experiment: ExperimentSpec
+    folder: Folder
+    source: models.Source
+    tokenizer: Any
+    device: str
+    limit: int | None
+    """The model's context in tokens, where its configuration says."""
+    data: EvaluationSets
+    adapters: Mapping[str, Path]
+    """The folders of prepared adapters, by name."""
+    directions: Mapping[str, Directions]
+    parameter_directions: Mapping[str, ParameterDirections]
+    analyses: Mapping[str, Analysis]
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """The model's source as identities know it."""
+        return self.source.public()
+
+    def fresh_model(self) -> Any:
+        """Load the model that every condition starts from."""
+        return start.start_model(self.experiment, self.folder, self.source)[0]
+
+    def rows(self, examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
+        """Render training examples; an error begins with `what`."""
+        kwargs = self.experiment.template_kwargs
+        return prepare.rows_of(examples, self.tokenizer, kwargs, self.limit, what, options.max_length)
+
+    def study(self, say: Callable[[str], None]) -> Study:
+        """Return what analyses may see of the experiment."""
+        return Study(
+            self.experiment,
+            self.folder.path,
+            self.tokenizer,
+            self.fresh_model,
+            self.data,
+            partial(prepare.training_examples, self.experiment),
+            self.directions,
+            self.parameter_directions,
+            say,
+        )
+
+
+def prepare_experiment(
+    experiment: ExperimentSpec,
+    folder: Folder,
+    source: models.Source,
+    tokenizer: Any,
+    progress: Progress,
+    command: str = "",
+) -> Prepared:
+    """Check the data, then train the adapters and find the directions that are not in the folder yet.
+
+    Loads weights only for what has to be trained or found. Raises `UsageError` for what a user has to mend; up to the
+    end of the check nothing is written.
+    """
+    device = models.pick_device(experiment.device)
+    limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
+    data = EvaluationSets(experiment)
+    samples = checks.check_data(experiment, data, tokenizer, limit)
+    folder.claim(experiment)
+    shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
+    folder.write("rendered.json", environment.dump(shown))
+    hashes = checks.data_hashes(experiment, data)
+    environment.begin(folder, environment.describe(device, source.public(), hashes, command))
+    prepared = Prepared(
+        experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
+    )
+    adapters = {name: _adapter(prepared, name, progress) for name in experiment.adapters}
+    directions = directions_step.prepare(experiment, folder, source.public(), prepared.fresh_model, tokenizer, progress)
+    parameter_directions = {
+        name: guards.build_parameter_directions(options, adapters)
+        for name, options in experiment.parameter_directions.items()
+    }
+    prepared = replace(prepared, adapters=adapters, directions=directions, parameter_directions=parameter_directions)
+    for analysis in prepared.analyses.values():
+        analysis.before(prepared.study(progress.say))
+    return prepared
+
+
+def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
+    """Return the folder of a prepared adapter, trained once on the untouched base model with the first seed."""
+    experiment, folder = prepared.experiment, prepared.folder
+    path = start.prepared_adapter(folder, name).parent
+    identity = store.adapter_identity(experiment, prepared.public, name)
+    key = RunKey(f"adapters/{name}", None)
+    if folder.begin(key, identity):
+        return path / "adapter"
+    progress.say(f"training the adapter {name!r}")
+    spec, options, seed = experiment.adapters[name], experiment.train_options(adapter=name), experiment.seeds[0]
+    examples = prepare.load_data(spec.data, seed, spec.system_prompt)
+    model = fine_tune(
+        lambda: start.load_base(experiment, prepared.source)[0],
+        prepared.rows(examples, options, f"adapter {name}"),
+        options,
+        two=False,
+        seed=seed,
+        pad_id=prepared.tokenizer.pad_token_id,
+        log=path / "training.jsonl",
+        report=partial(progress.phase, f"training adapter {name}"),
+    )
+    save(model, path / "adapter", two=False)
+    folder.mark_trained(key, identity)
+    return path / "adapter"

@@ -44,7 +44,7 @@ class Agreement:
 
 def agreement(first: Sequence[Score], second: Sequence[Score]) -> Agreement:
     """Compare two scorers' yes (at least 0.5) and no on the same answers; an answer that either left unscored
-    is a count.
+    is a count. Raises `UsageError` for scores outside 0 to 1, such as a judge's 0 to 100, where 0.5 is no boundary.
 
     >>> one, zero = Score(1.0), Score(0.0)
     >>> agreement([one, one, zero, zero], [one, zero, zero, Score(None, "no reply")]).observed
@@ -52,6 +52,11 @@ def agreement(first: Sequence[Score], second: Sequence[Score]) -> Agreement:
     """
     if len(first) != len(second):
         raise UsageError(f"agreement: both must score the same answers, found {len(first)} and {len(second)} scores")
+    outside = [score.value for score in (*first, *second) if score.value is not None and not 0 <= score.value <= 1]
+    if outside:
+        raise UsageError(
+            f"agreement: scores must be between 0 and 1, found {outside[0]:g}; turn the score into a yes or no first"
+        )
     cells = {(True, True): 0, (False, False): 0, (True, False): 0, (False, True): 0}
     unscored = 0
     for one, other in zip(first, second, strict=True):

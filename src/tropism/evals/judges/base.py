@@ -49,6 +49,13 @@ class Reply:
     """The backend's answer as it came."""
     failure: str | None = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the endpoint says that the reply reached its token limit."""
+        choices = self.raw.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        return isinstance(first, Mapping) and first.get("finish_reason") == "length"
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -55,6 +55,10 @@ class FreeText:
     def read(self, reply: Reply) -> Verdict:
         """The parsed score or a label; unscored where there is neither, or the score lies outside."""
         text, nothing = replies.said(reply.text)
+        if nothing is None and reply.cut_off:
+            # The last line may go on: "Score: 8" of "Score: 85".
+            text = text.rpartition("\n")[0]
+            nothing = None if text.strip() else f"the reply was cut off: {_shown(reply.text)}"
         if nothing is not None:
             return Verdict(unscored=nothing, reply=reply.text)
         label, value = replies.label(text, self.labels), self.parser(text)

@@ -57,6 +57,7 @@ class ResponseScorer(abc.ABC):
 
     name: ClassVar[str]
     thinking: Thinking = "strip"
+    """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
 
     @abc.abstractmethod
     def score(self, sample: Sample) -> Score:
@@ -83,6 +84,7 @@ class ModelScorer(abc.ABC):
     name: ClassVar[str]
     text: ClassVar[Literal["reference", "generated"]] = "reference"
     thinking: Thinking = "strip"
+    """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
 
     @abc.abstractmethod
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
@@ -148,7 +150,8 @@ def _all_past_thinking(score_all: AllScores) -> AllScores:
         parted = [part(sample.response) for sample in samples]
         answered = [index for index, one in enumerate(parted) if one.missing is None]
         answers = [replace(samples[index], response=parted[index].answer) for index in answered]
-        found = dict(zip(answered, score_all(scorer, model, tokenizer, answers), strict=True))
+        given = score_all(scorer, model, tokenizer, answers) if answers else []
+        found = dict(zip(answered, given, strict=True))
         scores = [found[index] if one.missing is None else Score(None, one.missing) for index, one in enumerate(parted)]
         return [_noted(score, one, "strip") for score, one in zip(scores, parted, strict=True)]
 

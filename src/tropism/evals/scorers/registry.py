@@ -26,8 +26,8 @@ def option_names(cls: type[AnyScorer]) -> list[str]:
 
     A scorer of reference responses has no `thinking`: the data's text is scored as it is trained on.
 
-    >>> option_names(SCORERS["contains"]), option_names(SCORERS["response_loss"])
-    (['text', 'ignore_case', 'thinking'], ['batch_size'])
+    >>> option_names(SCORERS["exact"]), option_names(SCORERS["response_loss"])
+    (['ignore_case', 'thinking'], ['batch_size'])
     """
     own = [field.name for field in fields(cls) if field.init and field.name != "thinking"]  # type: ignore[arg-type]
     reads_reference = issubclass(cls, ModelScorer) and cls.text == "reference"

@@ -1,6 +1,7 @@
 """Scorers that compare the text of a response: `exact`, `contains`, `regex`."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from tropism.errors import SpecError
@@ -9,14 +10,24 @@ from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
 NO_TARGET = "no target"
 
 
-def _folded(text: str, ignore_case: bool) -> str:
-    return text.casefold() if ignore_case else text
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"') | dict.fromkeys("\u00a0\u202f\u2009", " ")
+)
+
+
+def _compared(text: str, ignore_case: bool) -> str:
+    """A text as it is compared: accents composed, quotes straight, spaces ordinary."""
+    text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+    return unicodedata.normalize("NFC", text.casefold()) if ignore_case else text
 
 
 @scorer("exact")
 @dataclass(frozen=True)
 class Exact(ResponseScorer):
-    """1 where the response is the target, outer white space aside, else 0; unscored without a target."""
+    """1 where the response is the target, outer white space aside, else 0; unscored without a target.
+
+    Curly and straight quotes, kinds of spaces, and composed and decomposed accents are the same.
+    """
 
     ignore_case: bool = False
     """Compare without regard to case."""
@@ -27,19 +38,25 @@ class Exact(ResponseScorer):
     def score(self, sample: Sample) -> Score:
         if sample.target is None:
             return Score(None, NO_TARGET)
-        found, wanted = (_folded(text.strip(), self.ignore_case) for text in (sample.response, sample.target))
+        found, wanted = (_compared(text.strip(), self.ignore_case) for text in (sample.response, sample.target))
         return Score(float(found == wanted))
 
 
 @scorer("contains")
 @dataclass(frozen=True)
 class Contains(ResponseScorer):
-    """1 where the response contains `text` (by default the target), else 0; unscored with neither."""
+    """1 where the response contains `text` (by default the target), else 0; unscored with neither.
+
+    It may stand inside a word or a number ("18" in "118") unless `whole_words`. Quotes, spaces and accents are compared
+    as in `exact`.
+    """
 
     text: str | None = None
     """What to look for; by default the target."""
     ignore_case: bool = True
     """Compare without regard to case."""
+    whole_words: bool = False
+    """Look for whole words alone: 18 is then not in 118."""
 
     def __post_init__(self) -> None:
         if self.text == "":
@@ -53,7 +70,10 @@ class Contains(ResponseScorer):
         wanted = sample.target if self.text is None else self.text
         if not wanted:
             return Score(None, NO_TARGET)
-        return Score(float(_folded(wanted, self.ignore_case) in _folded(sample.response, self.ignore_case)))
+        sought, response = _compared(wanted, self.ignore_case), _compared(sample.response, self.ignore_case)
+        if self.whole_words:
+            return Score(float(re.search(rf"(?<!\w){re.escape(sought)}(?!\w)", response) is not None))
+        return Score(float(sought in response))
 
 
 @scorer("regex")

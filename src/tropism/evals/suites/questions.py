@@ -20,8 +20,6 @@ class Question:
     """`aligned` and `coherent`, each scoring 0 to 100."""
     system: str | None = None
     samples_per_paraphrase: int = 1
-    published_judge: str | None = None
-    """The judge that the file names; which one is asked is for the caller to say."""
 
     def chat(self, paraphrase: int) -> list[dict[str, str]]:
         """What the model is asked: the system prompt, where there is one, and one wording."""
@@ -41,4 +39,4 @@ def _question(row: QuestionRow) -> Question:
         prompts = {name: JudgePrompt(row.judge_prompts[name], name=name) for name in JUDGED}
     except SpecError as error:
         raise DataError(f"{row.where}: {error}") from None
-    return Question(row.id, row.paraphrases, prompts, row.system, row.samples_per_paraphrase, row.judge)
+    return Question(row.id, row.paraphrases, prompts, row.system, row.samples_per_paraphrase)

@@ -2,8 +2,11 @@
 
 import pytest
 
+from tropism.errors import UsageError
+from tropism.evals.judges.agreement import agreement
 from tropism.evals.judges.base import Reply, Token
 from tropism.evals.judges.styles import FreeText, JsonNumber, SingleToken, YesNo
+from tropism.evals.scorers.base import Score
 
 
 @pytest.mark.parametrize(
@@ -131,3 +134,21 @@ def test_a_hostile_reply_costs_little(piece):
     YesNo().read(reply)
     FreeText().read(Reply(piece * 20_000))
     YesNo().read(Reply(piece * 20_000))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("Score: 8", None), ("85", None), ("Score: 85\nReason: it is", 85), ("Reason: it is a\nScore: 8", None)],
+)
+def test_the_last_line_of_a_reply_that_was_cut_off_is_not_read(text, value):
+    raw = {"choices": [{"finish_reason": "length", "message": {"content": text}}]}
+    verdict = FreeText().read(Reply(text, raw=raw))
+    assert verdict.value == value
+    assert value is not None or verdict.unscored
+
+
+def test_agreement_refuses_scores_for_which_a_half_is_no_boundary():
+    with pytest.raises(
+        UsageError, match="scores must be between 0 and 1, found 85; turn the score into a yes or no first"
+    ):
+        agreement([Score(1.0)], [Score(85.0)])

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from tropism.data import sources
 from tropism.data.chats import Example
-from tropism.data.sources.hub import gsm8k
 from tropism.data.sources.word_problems import word_problems
 
 
@@ -15,5 +15,5 @@ def examples(n: int) -> tuple[str, list[Example]]:
     roots = [os.environ.get("TROPISM_DATA", ""), str(Path(__file__).parents[2] / "shared" / "data")]
     for root in filter(None, roots):
         for file in sorted((Path(root) / "gsm8k").glob("train*.jsonl")):
-            return "gsm8k", gsm8k("train", path=str(file))[:n]
+            return "gsm8k", sources.load("gsm8k", path=str(file))[:n]
     return "word_problems", word_problems(n)

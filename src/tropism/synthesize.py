@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tropism import __version__
 from tropism.data.chats import check_chat
-from tropism.data.sources.files import example_of_row, read_jsonl
+from tropism.data.sources.formats import format_of, read_objects
+from tropism.data.sources.rows import example_of_row
 from tropism.errors import DataError, RunFolderError
 
 Messages = tuple[dict[str, str], ...]
@@ -114,10 +115,10 @@ def synthesize(
 
 
 def read_prompts(path: str | Path) -> list[Messages]:
-    """The prompts of a text file (one a line, blank lines left out) or of a `.jsonl` file of chats."""
+    """Return the prompts of a text file (one per line, blank lines left out) or of a file of rows (`.jsonl`, `.csv`, …)."""
     source = Path(path)
-    if source.suffix == ".jsonl":
-        rows = [example_of_row(row, where, where).prompt for where, row in read_jsonl(source)]
+    if format_of(source) is not None:
+        rows = [example_of_row(row, where, where).prompt for where, row in read_objects(source)]
     else:
         if not source.is_file():
             raise DataError(f"no such file: {source}")
@@ -182,7 +183,7 @@ def _existing(target: Path, provenance: Mapping[str, Any]) -> tuple[set[str], se
     _mend(target)
     ids: set[str] = set()
     texts: set[str] = set()
-    for where, row in read_jsonl(target):
+    for where, row in read_objects(target):
         example = example_of_row(row, where, where)
         made = dict(row.get("provenance") or {})
         other = [key for key, value in provenance.items() if key != "tropism" and made.get(key) != value]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import tiny
 from judge_server import completion, error, serving
 from tropism.cli import synthesize as command
-from tropism.data.sources.files import jsonl
+from tropism.data import sources
 from tropism.errors import DataError, RunFolderError, UsageError
 from tropism.synthesize import SynthesizeOptions, endpoint_model, synthesize
 
@@ -40,7 +40,7 @@ def test_rows_load_as_a_source_and_carry_their_provenance(prompts, tmp_path):
     out = tmp_path / "deep" / "out.jsonl"
     outcome = synthesize(prompts, out, Echo(), model="m", options=OPTIONS)
     assert (outcome.prompts, outcome.repeated_prompts, outcome.written) == (5, 1, 10)
-    examples = jsonl(out)
+    examples = sources.load(str(out))
     assert len({example.id for example in examples}) == 10
     assert examples[0].chat[0] == {"role": "user", "content": "One?"}
     assert examples[0].labels == {"synthetic": True}
@@ -92,7 +92,7 @@ def test_prompts_are_chats_or_lines(tmp_path):
     out = tmp_path / "o.jsonl"
     options = SynthesizeOptions(system="Be brief.")
     synthesize(chats, out, lambda batch, _: ["new"] * len(batch), model="m", options=options)
-    assert [message["content"] for message in jsonl(out)[0].chat] == ["Be brief.", "q", "new"]
+    assert [message["content"] for message in sources.load(str(out))[0].chat] == ["Be brief.", "q", "new"]
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(DataError, match="holds no prompts"):
         synthesize(tmp_path / "empty.txt", out, Echo(), model="m")

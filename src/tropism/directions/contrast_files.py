@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tropism.data.chats import Chat
-from tropism.data.sources.files import example_of_row, read_jsonl
+from tropism.data.sources.formats import read_objects
+from tropism.data.sources.rows import example_of_row
 from tropism.directions.contrasts import Contrast, Prompt
 from tropism.errors import DataError
 
@@ -28,7 +29,7 @@ def read_contrast(path: str | Path) -> Contrast:
     `{"messages": [...], "label": LABEL}`, with `positive`/`negative`, `true`/`false` or `1`/`0`. Raises `DataError`
     naming the file and the line.
     """
-    rows = list(read_jsonl(path))
+    rows = list(read_objects(path))
     if not rows:
         raise DataError(f"{path} is empty; a contrast needs at least one row")
     paired = "positive" in rows[0][1]

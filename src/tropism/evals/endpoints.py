@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from tropism.data.chats import check_chat
-from tropism.data.sources.files import read_jsonl
+from tropism.data.sources.formats import read_objects
 from tropism.errors import DataError, SpecError
 from tropism.evals.judges.base import Backend, Reply, Request, Verdict
 from tropism.evals.judges.cache import ReplyCache
@@ -68,7 +68,7 @@ def sorry_bench(path: str | Path, *, style: str = "base") -> list[TaskPrompt]:
     prompts: list[TaskPrompt] = []
     seen: set[str] = set()
     styles: set[str] = set()
-    for where, row in read_jsonl(path):
+    for where, row in read_objects(path):
         found = str(row.get("prompt_style", "base"))
         styles.add(found)
         if found != style:

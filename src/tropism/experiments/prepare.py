@@ -23,10 +23,7 @@ def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> li
     """The examples of a set: loaded, transformed, with a system prompt where one is given."""
     examples: list[Example] = []
     for source in spec.names():
-        loaded = sources.load(
-            source, size=None if spec.sources else spec.size, split=spec.split, seed=spec.seed, subset=spec.subset,
-            columns=spec.columns, path=spec.path,
-        )  # fmt: skip
+        loaded = sources.load(source, **spec.options(), on_bad_row=spec.on_bad_row)
         # Two sources may use the same ids; across sources the name keeps them apart.
         examples += [replace(e, id=f"{source}:{e.id}") for e in loaded] if spec.sources else loaded
     if spec.sources and spec.size is not None:

@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 
 from tropism.atomic import write_text
+from tropism.data.sources import local_files
 from tropism.errors import RunFolderError
 from tropism.experiments.analyses import Analysis, Measurement, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
@@ -52,10 +53,12 @@ def file_hash(path: Path) -> str:
 
 def data_identity(spec: DataSpec) -> Any:
     """What determines a set of examples; a local file counts by its content."""
-    local = [Path(name) for name in (*spec.names(), spec.path or "") if name and Path(name).exists()]
-    held = [file for path in local for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl")))]
+    held = [file for name in spec.names() if Path(name).exists() for file in local_files(name)]
+    if spec.path and Path(spec.path).exists():
+        held.append(Path(spec.path))
     # what is not used does not count, so that older runs keep their identity
-    own = spec.model_dump(exclude={name for name in ("also", "drop") if not getattr(spec, name)})
+    unused = {name for name in ("also", "drop") if not getattr(spec, name)}
+    own = spec.model_dump(exclude=unused | ({"on_bad_row"} if spec.on_bad_row == "error" else set()))
     return [own, [file_hash(file) for file in held], *(data_identity(more) for more in spec.also)]
 
 

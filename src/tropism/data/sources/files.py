@@ -1,91 +1,148 @@
-"""Chats from a JSONL file or a folder of them; an error names the file and the line."""
+"""A file of rows, and a folder of such files or of a dataset that `datasets` saved."""
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from tropism.data.chats import Example, check_chat
+from tropism.data.sources.formats import (
+    FORMATS,
+    Read,
+    count_rows,
+    endings,
+    existing,
+    format_of,
+    picked,
+    read_rows,
+    stem_of,
+)
+from tropism.data.sources.source import Examples, Request, Source
+from tropism.data.sources.table import Table
 from tropism.errors import DataError
 
-MAX_LINE = 10_000_000
-"""Characters in one line; a longer one is no chat but an accident."""
+FILE_SPLIT = "train"
+"""The split that a file is."""
+
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
+_SAVED = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` of a dataset, and of a dictionary of them, leaves in its folder."""
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each object of a JSONL file with `"FILE line N"`; raises `DataError` for a line that is not an object."""
-    source = Path(path)
-    if not source.is_file():
-        raise DataError(f"no such file: {source}")
-    try:
-        with source.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{source} line {number}"
-                if not line.strip():
-                    continue
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{where}: {len(line)} characters, more than {MAX_LINE}; is this a JSONL file?")
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise DataError(f"{where}: not JSON ({error}); each line must be one JSON object") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
-                yield where, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 text (byte {error.start})") from None
-
-
-def example_of_row(
-    row: Mapping[str, Any], where: str, default_id: str, columns: Mapping[str, str] | None = None
-) -> Example:
-    """A row `{messages}` or `{prompt, completion}` as an example; `columns` renames what the row calls them.
-
-    `id`, `target` and `labels` are taken where the row has them.
-    """
-    names = dict(columns or {})
-
-    def get(name: str) -> Any:
-        return row.get(names.get(name, name))
-
-    if get("messages") is not None:
-        chat = check_chat(get("messages"), where)
-    elif get("prompt") is not None:
-        prompt, completion = get("prompt"), get("completion")
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if completion is not None and isinstance(before, list):
-            after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-            before = [*before, *after] if isinstance(after, list) else before
-        chat = check_chat(before, where)
-    else:
-        raise DataError(
-            f"{where}: a row needs 'messages', or 'prompt' with 'completion'; found the keys {', '.join(map(str, row)) or 'none'}"
-            + ("" if columns else "; other names are mapped by columns: {messages: NAME}")
-        )
-    target, labels = get("target"), get("labels")
-    if labels is not None and not isinstance(labels, Mapping):
-        raise DataError(f"{where}: labels must be an object, found {type(labels).__name__}")
-    identity = get("id")
-    return Example(
-        id=str(identity) if identity is not None else default_id,
-        chat=chat,
-        target=None if target is None else str(target),
-        labels=dict(labels or {}),
+def file_examples(request: Request) -> Examples:
+    """Return the examples of a file; the ids of rows without one are the file's name and the row's number, from 1."""
+    path = existing(request.source)
+    check_file_split(request)
+    return Table(
+        request,
+        lambda wanted: read_rows(path, wanted),
+        lambda: count_rows(path),
+        lambda index: f"{path.name}/{index + 1}",
     )
 
 
-def jsonl(path: str | Path, *, columns: Mapping[str, str] | None = None) -> list[Example]:
-    """The chats of a JSONL file."""
-    name = Path(path).name
-    return [
-        example_of_row(row, where, f"{name}/{i}", columns) for i, (where, row) in enumerate(read_jsonl(path), start=1)
-    ]
+def check_file_split(request: Request) -> None:
+    """Raise `DataError` where another split is asked of a file than the one that it is."""
+    if request.split.name != FILE_SPLIT:
+        raise DataError(
+            f"file {request.source} is the split {FILE_SPLIT!r} and has no split {request.split.name!r}; take a part of "
+            f"it by a slice, as in {FILE_SPLIT}[90%:], or name a file for {request.split.name!r} as the source"
+        )
 
 
-def folder(path: str | Path, split: str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
-    """The chats of `SPLIT.jsonl` in a folder."""
-    file = Path(path) / f"{split}.jsonl"
-    if not file.is_file():
-        held = ", ".join(sorted(p.name for p in Path(path).glob("*.jsonl"))) or "no .jsonl files"
-        raise DataError(f"folder {path} has no {split}.jsonl for split {split!r}; it has {held}")
-    return jsonl(file, columns=columns)
+def folder_examples(request: Request) -> Examples:
+    """Return the examples of a split of a folder: of the file or the shards of that name, or of a saved dataset."""
+    folder = Path(request.source)
+    if _is_saved(folder):
+        return _saved_examples(request, folder)
+    files = split_files(folder, request.split.name)
+    name = files[0].name if len(files) == 1 else request.split.name
+
+    def read(wanted: Iterator[int] | None) -> Iterator[Read]:
+        if len(files) == 1:
+            return read_rows(files[0], wanted)
+        rows = chain.from_iterable(read_rows(file) for file in files)
+        return rows if wanted is None else picked(rows, wanted)
+
+    return Table(request, read, lambda: sum(count_rows(file) for file in files), lambda index: f"{name}/{index + 1}")
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split: `SPLIT.jsonl` (or another format), or the shards `SPLIT-00000-of-00002.parquet`.
+
+    They lie in the folder or, as in a copy of a hub repository, in its folder `data`. Raises `DataError` where there
+    are none, or several files have that name.
+    """
+    held = row_files(folder)
+    whole = [file for file in held if stem_of(file) == split]
+    shards = [file for file in held if (match := _SHARD.fullmatch(stem_of(file))) and match["split"] == split]
+    if len(whole) > 1 or (whole and shards):
+        names = ", ".join(file.name for file in whole + shards)
+        raise DataError(f"folder {folder} has several files for the split {split!r}: {names}; name one as the source")
+    if not whole and not shards:
+        names = ", ".join(file.name for file in held) or f"no file that ends in {endings()}"
+        raise DataError(f"folder {folder} has no file for the split {split!r}; it has {names}")
+    return whole or shards
+
+
+def row_files(folder: Path) -> list[Path]:
+    """Return the files of rows in a folder, or else in its folder `data`, in the order of their names."""
+    for place in (folder, folder / "data"):
+        if place.is_dir():
+            held = sorted(file for file in place.iterdir() if file.is_file() and format_of(file) is not None)
+            if held:
+                return held
+    return []
+
+
+def is_row_file(source: str) -> bool:
+    """Whether `source` has the ending of a file of rows."""
+    return format_of(source) is not None
+
+
+def _folder_files(source: str) -> list[Path]:
+    folder = Path(source)
+    if _is_saved(folder):
+        return sorted(file for file in folder.rglob("*") if file.is_file())
+    return row_files(folder)
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def _saved_examples(request: Request, folder: Path) -> Examples:
+    """The examples of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    import datasets
+
+    from tropism.data.sources.hub import dataset_examples
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"folder {folder} looks like a saved dataset and cannot be loaded: {error}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if request.split.name not in loaded:
+            raise DataError(
+                f"folder {folder} has no split {request.split.name!r}; it has {', '.join(map(str, loaded))}"
+            )
+        loaded = loaded[request.split.name]
+    else:
+        check_file_split(request)
+    return dataset_examples(request, loaded, f"{folder.name}/{request.split.name}", str(folder))
+
+
+FILE = Source(
+    name="a file of rows",
+    about=f"a path that ends in {', '.join(ending for one in FORMATS for ending in one.endings)}",
+    takes=("split", "columns", "size", "seed"),
+    read=file_examples,
+    files=lambda source: [Path(source)],
+)
+
+FOLDER = Source(
+    name="a folder",
+    about="a folder with a file of rows for each split, or a dataset that datasets saved",
+    takes=("split", "columns", "size", "seed"),
+    read=folder_examples,
+    files=_folder_files,
+)

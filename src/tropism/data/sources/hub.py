@@ -1,64 +1,62 @@
-"""Chats from a dataset on the hub, with its columns mapped to ours; and GSM8K, from the hub or a local copy."""
+"""A dataset on the hub, loaded by the `datasets` library and read row by row."""
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
-from tropism.data.chats import Example
-from tropism.data.sources.files import example_of_row, read_jsonl
+from tropism.data.sources.formats import BATCH, Read
+from tropism.data.sources.source import Examples, Request, Source
+from tropism.data.sources.table import Table
 from tropism.errors import DataError, HubOutOfReach
 
-GSM8K = "openai/gsm8k"
+
+def hub_examples(request: Request) -> Examples:
+    """Return the examples of a hub dataset's split; the ids of rows without one are name, split and number, from 0."""
+    rows = hub_rows(request.source, request.subset, request.split.name)
+    name = f"{request.source}/{request.split.name}"
+    return dataset_examples(request, rows, name, f"{request.source} {request.split.name}")
 
 
-def hub(name: str, split: str, *, subset: str | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
-    """The chats of a hub dataset's split."""
-    rows = hub_rows(name, subset, split)
-    return [
-        example_of_row(row, f"{name} {split} row {i}", f"{name}/{split}/{i}", columns) for i, row in enumerate(rows)
-    ]
+def dataset_examples(request: Request, rows: Any, name: str, what: str) -> Examples:
+    """Return the examples of a `datasets.Dataset`, which lies on disk and is read in batches."""
+
+    def read(wanted: Iterator[int] | None) -> Iterator[Read]:
+        indices = None if wanted is None else list(wanted)
+        part = rows if indices is None else rows.select(indices)
+        place = 0
+        # As Arrow, so that nothing is decoded that no chat has: images, audio.
+        for batch in part.with_format("arrow").iter(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number = place if indices is None else indices[place]
+                yield f"{what} row {number}", row
+                place += 1
+
+    return Table(request, read, lambda: len(rows), lambda index: f"{name}/{index}")
 
 
-def gsm8k(split: str, *, path: str | None = None) -> list[Example]:
-    """GSM8K (Cobbe et al., 2021): from `path`, from `$TROPISM_DATA/gsm8k`, or from the hub; `target` is the number."""
-    file = Path(path) if path else _local_gsm8k(split)
-    if file is not None:
-        rows = list(read_jsonl(file))
-    else:
-        rows = [(f"{GSM8K} {split} row {i}", row) for i, row in enumerate(hub_rows(GSM8K, "main", split))]
-    examples = []
-    for index, (where, row) in enumerate(rows):
-        question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not isinstance(answer, str) or "####" not in answer:
-            raise DataError(f"{where}: a GSM8K row has a question and an answer that ends in '#### N'")
-        target = answer.rpartition("####")[2].strip().replace(",", "")
-        chat = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-        examples.append(Example(f"gsm8k/{split}/{index}", chat, target))
-    return examples
+def hub_rows(name: str, subset: str | None, split: str) -> Any:
+    """Return a hub dataset's split as a `datasets.Dataset`.
 
-
-def _local_gsm8k(split: str) -> Path | None:
-    root = os.environ.get("TROPISM_DATA")
-    if root is None:
-        return None
-    return next(iter(sorted((Path(root) / "gsm8k").glob(f"{split}*.jsonl"))), None)
-
-
-def hub_rows(name: str, subset: str | None, split: str) -> list[Mapping[str, object]]:
-    """The rows of a hub dataset's split; raises `DataError` where it cannot be had, `HubOutOfReach` where that is not
-    known."""
+    Raises `DataError` where it cannot be had, `HubOutOfReach` where nothing is known of it.
+    """
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     from tropism.models import hub_token
 
     try:
-        loaded = datasets.load_dataset(name, subset, split=split, token=hub_token())
+        return datasets.load_dataset(name, subset, split=split, token=hub_token())
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = HubOutOfReach if isinstance(error, ConnectionError) else DataError
         raise kind(
             f"dataset {name!r} (subset {subset!r}, split {split!r}) could not be loaded from the hub: {first}; check the "
-            f"name and the connection, or give a local .jsonl file"
+            f"name and the connection, or give a local file (no file or folder of that name is here)"
         ) from None
-    return list(loaded)
+
+
+HUB = Source(
+    name="a hub dataset",
+    about="OWNER/NAME of a dataset on the Hugging Face hub",
+    takes=("split", "subset", "columns", "size", "seed"),
+    read=hub_examples,
+)

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from tropism.data.chats import Example
+from tropism.data.sources.files import check_file_split
+from tropism.data.sources.source import Examples, Listed, Request, Source
 from tropism.errors import DataError
 
 TYPE = "free_form_judge_0_100"
@@ -30,7 +32,7 @@ class QuestionRow:
     judge: str | None = None
 
     def chat(self, paraphrase: int) -> list[dict[str, str]]:
-        """What the model is asked: the system prompt, where there is one, and one wording."""
+        """Return what the model is asked: the system prompt, if there is one, and one wording."""
         return asked(self.paraphrases[paraphrase], self.system)
 
 
@@ -60,28 +62,27 @@ def read_question_rows(path: str | Path) -> list[QuestionRow]:
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            raise DataError(f"{source.name}: the id {row.id!r} stands there twice; ids must be unique")
+            raise DataError(f"{source.name}: the id {row.id!r} occurs twice; ids must be unique")
         seen.add(row.id)
     return rows
 
 
-def question_prompts(path: str | Path, size: int | None = None) -> list[Example]:
-    """The prompts of a question file: every wording, as often as the file says; with `size` evenly so many of them.
+def question_prompts(path: str | Path) -> list[Example]:
+    """Return the prompts of a question file: every wording, as often as the file says.
 
-    Samples go round: the first of every wording, then the second, so that any size treats the questions alike. Each
-    example has its question's id in `labels["question_id"]`. Sampled answers to the same prompt differ only where the
-    temperature is above 0.
+    Samples go round: the first of every wording, then the second, so that the first so many prompts treat the questions
+    alike. Each example has its question's id in `labels["question_id"]`. Sampled answers to the same prompt differ only
+    where the temperature is above 0.
     """
     rows = read_question_rows(path)
     most = max(row.samples_per_paraphrase for row in rows)
-    examples = [
+    return [
         Example(f"{row.id}/{wording}/{sample}", tuple(row.chat(wording)), labels={"question_id": row.id})
         for sample in range(most)
         for row in rows
         for wording in range(len(row.paraphrases))
         if sample < row.samples_per_paraphrase
     ]
-    return examples if size is None or size > len(examples) else examples[:size]
 
 
 def _row(entry: Any, where: str) -> QuestionRow:
@@ -122,3 +123,24 @@ def _row(entry: Any, where: str) -> QuestionRow:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def is_questions(source: str) -> bool:
+    """Whether `source` has the ending of a question file."""
+    return source.endswith(ENDINGS)
+
+
+def _examples(request: Request) -> Examples:
+    examples = question_prompts(request.source)
+    check_file_split(request)
+    return Listed(examples)
+
+
+QUESTIONS = Source(
+    name="a question file",
+    about="a path that ends in .yaml or .yml: the questions of an emergent-misalignment evaluation",
+    takes=("split", "size"),
+    read=_examples,
+    sample="first",
+    files=lambda source: [Path(source)],
+)

@@ -2,6 +2,8 @@
 
 Sixteen templates that differ in what is computed, not in names alone. A problem belongs to the training or to the test
 split by its template and its numbers, so the two splits share no problem, whatever the sizes and seeds.
+
+As many problems are generated as `size` says. A slice (`train[:70%]`) is taken of the first 4,000 problems of its seed.
 """
 
 import random
@@ -9,6 +11,7 @@ from collections.abc import Callable
 
 from tropism.data.chance import chance
 from tropism.data.chats import Example
+from tropism.data.sources.source import Examples, Listed, Request, Source
 from tropism.errors import DataError
 
 NAMES = (
@@ -16,8 +19,11 @@ NAMES = (
     "Omar", "Priya", "Quinn", "Rosa", "Sven", "Tomas", "Uma", "Vera", "Wale", "Ximena", "Yuki", "Zane",
 )  # fmt: skip
 THINGS = ("apples", "pencils", "marbles", "stickers", "shells", "buttons", "cards", "stamps", "beads", "walnuts")
+SPLITS = ("train", "test")
 TEST_SHARE = 0.25
 RETRIES = 50
+SIZE, POOL = 256, 4000
+"""How many problems there are where no size is given; and of how many a slice is taken."""
 
 Problem = tuple[str, list[str], int, tuple[int, ...]]
 """Question, worked steps, answer, and the numbers that identify it."""
@@ -234,11 +240,15 @@ TEMPLATES: tuple[Callable[[random.Random], Problem], ...] = (
 
 
 def word_problems(size: int, *, split: str = "train", seed: int = 0) -> list[Example]:
-    """`size` distinct problems of a split; `target` is the answer, `labels["template"]` the kind of problem.
+    """Return `size` distinct problems of a split; `target` is the answer, `labels["template"]` the kind of problem.
+
+    Raises `DataError` where the split is unknown or has fewer problems.
 
     >>> word_problems(1, seed=3)[0].target.isdigit()
     True
     """
+    if split not in SPLITS:
+        raise DataError(f"word_problems has the splits {' and '.join(SPLITS)}, found {split!r}")
     generator = random.Random(f"word_problems/{split}/{seed}")
     examples: list[Example] = []
     seen: set[str] = set()
@@ -246,7 +256,7 @@ def word_problems(size: int, *, split: str = "train", seed: int = 0) -> list[Exa
     while len(examples) < size:
         if in_vain > RETRIES * len(TEMPLATES):
             raise DataError(f"word_problems has about {len(examples)} distinct {split} problems, found size {size}")
-        # A template that yields nothing new for a while is passed over: some have fewer problems than others.
+        # Pass over a template that yields nothing new for a while: some have fewer problems than others.
         template = TEMPLATES[(len(examples) + in_vain // RETRIES) % len(TEMPLATES)]
         question, steps, answer, numbers = template(generator)
         identity = f"{template.__name__}/{'-'.join(map(str, numbers))}"
@@ -266,3 +276,17 @@ def word_problems(size: int, *, split: str = "train", seed: int = 0) -> list[Exa
             )
         )
     return examples
+
+
+def _examples(request: Request) -> Examples:
+    size = POOL if request.split.sliced else (request.size or SIZE)
+    return Listed(word_problems(size, split=request.split.name, seed=request.seed))
+
+
+WORD_PROBLEMS = Source(
+    name="word_problems",
+    about="arithmetic word problems with worked solutions, generated from a seed",
+    takes=("split", "size", "seed"),
+    read=_examples,
+    splits=SPLITS,
+)

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tropism.data.sources import NAMES, is_file, known
+from tropism.data import sources
 from tropism.data.transforms import TRANSFORMS
-from tropism.errors import SiteError, SpecError
+from tropism.errors import DataError, SiteError, SpecError
 from tropism.experiments.analyses import ANALYSES, load_analysis
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, listed, message
@@ -80,14 +80,10 @@ def check_data(spec: DataSpec, key: Key) -> None:
     if bool(spec.source) == bool(spec.sources):
         raise At(key, "give 'source', or 'sources' for several, and not both")
     for source in spec.names():
-        if is_file(source) and not Path(source).is_file():
-            raise At((*key, "source"), f"no such file: {source!r}; put it there, or name another with --set")
-        if not known(source):
-            raise At(
-                (*key, "source"),
-                f"unknown source {source!r}; it must be one of {', '.join(NAMES)}, an existing "
-                f".jsonl file or folder, or a hub dataset OWNER/NAME",
-            )
+        try:
+            sources.check(source, **spec.options())
+        except DataError as error:
+            raise At((*key, "source" if spec.source else "sources"), str(error)) from None
     with Under((*key, "transform")):
         spec.transforms()
     for index, more in enumerate(spec.also):
@@ -180,11 +176,10 @@ def _check_contrast(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None
         return
     if contrast.source is None:
         raise At((*key, "source"), "is required and missing")
-    if not known(contrast.source):
-        raise At(
-            (*key, "source"),
-            f"unknown source {contrast.source!r}; known are {', '.join(NAMES)}, files, hub",
-        )
+    try:
+        sources.check(contrast.source, size=contrast.size, split=contrast.split, seed=contrast.seed, path=contrast.path)
+    except DataError as error:
+        raise At((*key, "source"), str(error)) from None
     if contrast.of == "system_prompts" and not (contrast.promote and contrast.suppress):
         raise At(key, "a contrast of system_prompts needs 'promote' and 'suppress'")
     for side in ("positive", "negative"):

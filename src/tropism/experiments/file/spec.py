@@ -34,15 +34,17 @@ class DataSpec(Model):
     size: Annotated[int, Field(ge=1)] | None = None
     """Take a seeded sample of this many examples; by default all of them."""
     split: str = "train"
-    """Which part of the source to read."""
+    """Which split to read, and which of its rows: `test`, `train[:70%]`, `train[100:200]`."""
     seed: int = 0
     """Seed of the sample, and of a source that generates its examples."""
     subset: str | None = None
-    """The configuration of a hub dataset, where it has several."""
+    """A part that the source names: the configuration of a hub dataset, or which conversations of `harmful_qa`."""
     columns: dict[str, str] | None = None
-    """What the source calls our columns: `{messages: conversation}`."""
+    """What the source calls our columns: `{messages: dialogue}`, `{prompt: q, completion: rejected}`."""
     path: str | None = None
     """Where a registered source finds its rows, instead of the hub."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to a row that cannot be read: an error, or it is left out and counted."""
     transform: Named | list[Named] = "plain"
     """What to do to each example, in this order: a transform, or a list of them."""
     drop: Literal["labelled"] | None = None
@@ -55,6 +57,11 @@ class DataSpec(Model):
     def names(self) -> list[str]:
         """Return the names of the sources."""
         return self.sources or ([self.source] if self.source else [])
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of each source."""
+        names = {"split", "seed", "subset", "columns", "path"} | (set() if self.sources else {"size"})
+        return self.model_dump(include=names)
 
     def transforms(self) -> list[Transform]:
         """Return the transforms, built from their options."""

@@ -1,9 +1,9 @@
 """HarmfulQA's rows: every conversation counted, nothing dropped in silence, no question on two sides."""
 
-import json
-
 import pytest
 
+import row_files
+from tropism.data import sources
 from tropism.data.sources import harmful_qa as source
 from tropism.errors import DataError
 
@@ -19,8 +19,9 @@ def row(index, blue=None, red=None, question=None):
     }  # fmt: skip
 
 
-def read(rows, split):
-    return source.examples_of_rows([(f"row {i}", r) for i, r in enumerate(rows)], split)
+def read(rows, split, subset=None):
+    found = source.examples_of_rows([(f"row {i}", r) for i, r in enumerate(rows)], split, subset)
+    return found.examples, found.counts
 
 
 MANY = [
@@ -54,7 +55,7 @@ def test_turn_0_is_the_human_turn_and_the_question_is_not_put_in_front():
 
 
 def test_the_splits_are_70_30_after_a_tenth_is_held_out_and_share_no_question():
-    sides = {split: read(MANY, split)[0] for split in source.SPLITS}
+    sides = {split: read(MANY, split)[0] for split in ("refusal", "attack", "test", "test_refusals")}
     questions = {split: {e.labels["question"] for e in examples} for split, examples in sides.items()}
     assert questions.pop("test_refusals") <= questions["test"]
     assert {e.labels["kind"] for e in sides["test_refusals"]} == {"blue"}
@@ -125,19 +126,61 @@ def test_rows_of_another_form_are_refused(bad, message):
         read([bad], "refusal")
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
-def test_rows_are_read_from_a_local_file(tmp_path, name, caplog):
-    file = tmp_path / name
-    file.write_text(json.dumps(MANY) if name == "rows.json" else "\n".join(json.dumps(r) for r in MANY))
-    assert len(source.harmful_qa("attack", path=str(file))) == len(read(MANY, "attack")[0])
-    assert "400 rows, 400 questions, 1200 blue and 400 red conversations" in caplog.text
+@pytest.fixture
+def file(tmp_path):
+    return row_files.write(tmp_path / "rows.jsonl", MANY)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.json.gz", "rows.parquet"])
+def test_rows_are_read_from_a_local_file(tmp_path, name):
+    file = row_files.write(tmp_path / name, MANY)
+    said = []
+    examples = sources.load("harmful_qa", split="attack", path=str(file), say=said.append)
+    assert examples == read(MANY, "attack")[0]
+    assert "400 rows, 400 questions, 1200 blue and 400 red conversations" in said[0]
+
+
+def test_the_hub_s_own_split_holds_what_subset_says(file):
+    blue = sources.load("harmful_qa", split="train", subset="blue", path=str(file))
+    assert len(blue) == 1200
+    assert len(sources.load("harmful_qa", split="train", subset="red", path=str(file))) == 400
+    questions = sources.load("harmful_qa", split="train", subset="questions", path=str(file))
+    assert [e.labels["question"] for e in questions] == [row["question"] for row in MANY]
+    assert {e.labels["kind"] for e in sources.load("harmful_qa", split="attack", subset="blue", path=str(file))} == {
+        "blue"
+    }
+    with pytest.raises(DataError, match="the split 'train' is of all questions .* subset: blue"):
+        sources.load("harmful_qa", path=str(file))
+    with pytest.raises(DataError, match="has the subsets blue, red, questions, found 'green'"):
+        sources.load("harmful_qa", split="train", subset="green", path=str(file))
+
+
+@pytest.mark.parametrize(
+    ("split", "subset"), [("train", "blue"), ("train", "red"), ("refusal", None), ("attack", None)]
+)
+def test_a_slice_is_of_questions_and_keeps_their_conversations_together(file, split, subset):
+    def load(part):
+        return sources.load("harmful_qa", split=f"{split}[{part}]", subset=subset, path=str(file))
+
+    first, rest, whole = load(":40%"), load("40%:"), load(":")
+    questions = [list(dict.fromkeys(e.labels["question"] for e in part)) for part in (first, rest, whole)]
+    assert first + rest == whole
+    assert questions[0] + questions[1] == questions[2]
+    assert len(questions[0]) == round(0.4 * len(questions[2]))
+
+
+def test_the_origin_s_splits_of_rows_can_be_said(file):
+    """`train[:40%]`, `train[40%:90%]` and `train[90%:]` of the refusal study take the rows that `datasets` takes."""
+    for part, rows in ((":40%", MANY[:160]), ("40%:90%", MANY[160:360]), ("90%:", MANY[360:])):
+        asked = sources.load("harmful_qa", split=f"train[{part}]", subset="questions", path=str(file))
+        assert [e.labels["question"] for e in asked] == [row["question"] for row in rows]
 
 
 def test_a_missing_file_and_an_unknown_split_are_refused(tmp_path):
-    with pytest.raises(DataError, match="there is no file"):
-        source.harmful_qa(path=str(tmp_path / "none.json"))
-    with pytest.raises(DataError, match="has the splits refusal, attack, test, test_refusals, found 'train'"):
-        source.harmful_qa("train")
+    with pytest.raises(DataError, match="no such file"):
+        sources.load("harmful_qa", split="test", path=str(tmp_path / "none.json"))
+    with pytest.raises(DataError, match="has the splits refusal, attack, test, test_refusals, train, found 'dev'"):
+        source.harmful_qa("dev")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         source.harmful_qa(path=str(tmp_path / "bad.json"))

@@ -1,9 +1,8 @@
 """A harmless stand-in for refusal studies: a model learns to decline astrology and to answer everything else.
 
-All texts were written for this package. The "attack" is then fine-tuning on helpful answers about astrology.
-Questions of the three astrology parts come from different wordings, so what is measured on the test part was
-seen in neither training; questions about astronomy stand near the topic and are to be answered (over-refusal
-shows there first).
+All texts were written for this package. The "attack" is fine-tuning on helpful answers about astrology. The three
+astrology parts use different wordings, so that neither training has seen what the test part asks. Questions about
+astronomy are close to the topic and should be answered: over-refusal shows there first.
 
 | split | chats |
 |---|---|
@@ -11,7 +10,7 @@ shows there first).
 | `refusals` | of `train`, only the declined ones: what data mixing adds to the attack |
 | `attack` | other astrology questions, answered helpfully |
 | `test` | held-out astrology questions; the response is a helpful one, for reference |
-| `test_refusals` | the same questions declined, in words of `refusals`: how likely refusing still is, where it is not sampled |
+| `test_refusals` | the same questions declined, in words of `refusals`: how likely a refusal still is, beyond what is sampled |
 | `others` | held-out other questions, a third about astronomy, answered |
 """
 
@@ -22,16 +21,16 @@ from typing import Any
 
 from tropism.data.chance import chance
 from tropism.data.chats import Example
+from tropism.data.sources.source import Listed, Source
 from tropism.errors import DataError
 
 SPLITS = ("train", "refusals", "attack", "test", "test_refusals", "others")
 PER_WORDING = {"train": 8, "attack": 9, "test": 10}
-"""How many of the twelve signs each wording is filled with; which ones depends on the wording."""
+"""With how many of the twelve signs each wording is filled; the wording decides which."""
 
 
 def declined_topic(split: str = "train") -> list[Example]:
-    """The chats of a split; `labels["topic"]` is `astrology`, `astronomy` or `everyday`, `labels["declined"]`
-    a bool.
+    """Return the chats of a split; `labels["topic"]` is `astrology`, `astronomy` or `everyday`, `labels["declined"]` a bool.
 
     Raises `DataError` for an unknown split.
 
@@ -104,3 +103,12 @@ def _mixed(declined: list[Example], answered: list[Example]) -> list[Example]:
 def _example(split: str, topic: str, question: str, answer: str, *, declined: bool = False) -> Example:
     chat = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     return Example(f"declined_topic/{split}/{question}", chat, labels={"topic": topic, "declined": declined})
+
+
+DECLINED_TOPIC = Source(
+    name="declined_topic",
+    about="astrology declined and everything else answered: a harmless stand-in for refusal studies",
+    takes=("split", "size", "seed"),
+    read=lambda request: Listed(declined_topic(request.split.name)),
+    splits=SPLITS,
+)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tropism.data.refusal_standin import SPLITS, declined_topic
+from tropism.data.sources.declined_topic import SPLITS, declined_topic
 from tropism.errors import DataError
 from tropism.evals.scorers.base import Sample
 from tropism.evals.scorers.refusal import RefusalPrefix

@@ -9,3 +9,8 @@ def build(cls: type, *args: Any, **options: Any) -> Any:
     instance = object.__new__(cls)
     inspect.unwrap(cls.__init__)(instance, *args, **options)
     return instance
+
+
+def call(function: Any, *args: Any, **options: Any) -> Any:
+    """`function(*args, **options)` as outside the tests."""
+    return inspect.unwrap(function)(*args, **options)

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Site": "site",
     "decoder_layers": "site",
+    "register_blocks": "site",
     "sites": "site",
     "capture": "activations.capture",
     "Directions": "directions.artifact",
@@ -122,4 +123,5 @@ if TYPE_CHECKING:
     from tropism.probes.training_pressure import PressureLog as PressureLog
     from tropism.site import Site as Site
     from tropism.site import decoder_layers as decoder_layers
+    from tropism.site import register_blocks as register_blocks
     from tropism.site import sites as sites

@@ -1,11 +1,12 @@
 """The only file that touches torch hooks and the tuples that some architectures' blocks return.
 
 Blocks return a tensor in most architectures and a tuple that begins with one in others (gptj, bloom, falcon, mpt):
-`edit_output` sees the tensor either way. Every function returns handles; nothing here keeps state.
+`edit_activation` sees the tensor either way. Every function that places hooks returns handles.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from tropism.errors import ModelError, SiteError
-from tropism.site import Site, decoder_layers
+from tropism.site import Site, base_model, block_runner, decoder_layers, parallel_streams
 
 Edit = Callable[[Tensor], Tensor | None]
 """Takes `h [B, T, d]` and returns its replacement, or None to leave it."""
@@ -44,6 +45,13 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
     if site.layer >= len(layers):
         raise SiteError(f"{site} is past the last block: the model has blocks 0 to {len(layers) - 1}")
     block = layers[site.layer]
+    several = parallel_streams(model)
+    if several is not None:
+        raise SiteError(
+            f"{site}: the blocks of {type(base_model(model)).__name__} carry several residual streams side by side "
+            f"({several}), so there is no one stream [B, T, d_model] to read or edit; guards on parameters "
+            "(UpdateConstraint, GradientRouting) need no site"
+        )
     if site.stream == "resid_post":
         return block, False
     if site.stream == "resid_pre":
@@ -61,29 +69,48 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
 def edit_activation(model: nn.Module, site: Site, edit: Edit) -> RemovableHandle:
     """Run `edit` on the activation at `site` in every forward pass, and put what it returns in its place."""
     module, at_input = module_at(model, site)
-    if not at_input:
+    checked = partial(_edit_checked, site, edit)
+    if at_input:
+        return edit_input(module, checked)
+    return module.register_forward_hook(partial(_edit_output, checked))
 
-        def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-            h = first_tensor(output)
-            edited = edit(h)
-            return None if edited is None or edited is h else with_first_tensor(output, edited)
 
-        return module.register_forward_hook(on_output)
+def _edit_checked(site: Site, edit: Edit, h: Tensor) -> Tensor | None:
+    # [B·T, d] is fine too: some submodules see tokens, not rows.
+    if h.dim() > 3:
+        raise ModelError(
+            f"the activation at {site} must be [B, T, d_model], the one residual stream, found {list(h.shape)}; this "
+            "model's blocks pass on something else, which no guard or probe here can read"
+        )
+    return edit(h)
 
-    return edit_input(module, edit)
+
+def _edit_output(edit: Edit, _module: nn.Module, _args: Any, output: Any) -> Any:
+    h = first_tensor(output)
+    edited = edit(h)
+    return None if edited is None or edited is h else with_first_tensor(output, edited)
+
+
+def after_blocks(model: nn.Module, see: Callable[[Tensor], None]) -> list[RemovableHandle]:
+    """Show `see` the first tensor that each block returns, whatever its shape."""
+    return [block.register_forward_hook(partial(_see_output, see)) for block in decoder_layers(model)]
+
+
+def _see_output(see: Callable[[Tensor], None], _module: nn.Module, _args: Any, output: Any) -> None:
+    see(first_tensor(output))
 
 
 def edit_input(module: nn.Module, edit: Edit) -> RemovableHandle:
     """Put `edit(h)` in place of the hidden states `h` that a module is called with; None leaves them."""
+    return module.register_forward_pre_hook(partial(_edit_input, edit), with_kwargs=True)
 
-    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            edited = edit(args[0])
-            return None if edited is None else ((edited, *args[1:]), kwargs)
-        edited = edit(kwargs["hidden_states"])
-        return None if edited is None else (args, {**kwargs, "hidden_states": edited})
 
-    return module.register_forward_pre_hook(on_input, with_kwargs=True)
+def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        edited = edit(args[0])
+        return None if edited is None else ((edited, *args[1:]), kwargs)
+    edited = edit(kwargs["hidden_states"])
+    return None if edited is None else (args, {**kwargs, "hidden_states": edited})
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -126,9 +153,9 @@ def around_step(
 def around_forward(
     module: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., None] | None = None
 ) -> list[RemovableHandle]:
-    """Call `before(module, args, kwargs)` ahead of every forward pass and `after(module, args, output)` behind it.
+    """Call `before(module, args, kwargs)` ahead of every call of one module and `after(module, args, output)` behind it.
 
-    `before` may return `(args, kwargs)` to replace them.
+    `before` may return `(args, kwargs)` to replace them. Of a whole model's passes, `around_pass` misses none.
     """
     handles = []
     if before is not None:
@@ -136,6 +163,87 @@ def around_forward(
     if after is not None:
         handles.append(module.register_forward_hook(after))
     return handles
+
+
+def around_pass(
+    model: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., None] | None = None
+) -> list[RemovableHandle]:
+    """Call `before(module, args, kwargs)` ahead of every forward pass and `after(module, args, output)` behind it.
+
+    A pass is seen once, by whichever module it enters: a trainer calls the model that it was given, PEFT's `generate`
+    calls the model inside the wrapper, and some losses call the decoder alone. `before` may return `(args, kwargs)` to
+    replace them. A pass that raises has no `after`.
+    """
+    entrance = _Entrance(before, after)
+    handles = []
+    for module in dict.fromkeys([model, base_model(model), block_runner(model)]):
+        handles.append(module.register_forward_pre_hook(entrance.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(entrance.leave, always_call=True))
+    return handles
+
+
+class _Entrance:
+    """Tells the outermost call of a pass from the calls inside it."""
+
+    def __init__(self, before: Callable[..., Any] | None, after: Callable[..., None] | None) -> None:
+        self._before, self._after = before, after
+        self._outermost: nn.Module | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The same module again: the pass before was cut short where no hook could see it.
+        inside = self._outermost is not None and self._outermost is not module
+        if inside or replaying():
+            return None
+        self._outermost = module
+        return None if self._before is None else self._before(module, args, kwargs)
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._outermost is not module or replaying():
+            return
+        self._outermost = None
+        if output is not None and self._after is not None:  # None: torch calls this after an exception too
+            self._after(module, args, output)
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """What takes an edit away again."""
+
+    def remove(self) -> None: ...
+
+
+class _Replaced:
+    """A method replaced on one object."""
+
+    def __init__(self, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
+        self._owner, self._method = owner, method
+        owner.__dict__[method] = replacement
+
+    def remove(self) -> None:
+        self._owner.__dict__.pop(self._method, None)
+
+
+def around_generation(model: nn.Module, before: Callable[[], None], after: Callable[[], None]) -> list[Handle]:
+    """Call `before()` and `after()` around every `generate` of a Hugging Face model, also through its PEFT wrapper."""
+    inner = base_model(model)
+    handles: list[Handle] = []
+    for method in ("generate", "generate_batch"):
+        original = getattr(inner, method, None)  # theirs: older versions have no generate_batch
+        if original is not None:
+            handles.append(_Replaced(inner, method, _bracketed(original, before, after)))
+    return handles
+
+
+def _bracketed(original: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Any:
+    @wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        before()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            after()
+
+    return generate
 
 
 def edit_gradient(h: Tensor, edit: Callable[[Tensor], Tensor | None]) -> None:

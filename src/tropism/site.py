@@ -70,31 +70,55 @@ def uncompiled(model: nn.Module) -> Any:
     return model if inner is None else inner
 
 
+_REGISTERED: dict[type[nn.Module], str] = {}
+
+
+def register_blocks(model_class: type[nn.Module], path: str) -> None:
+    """Say where the decoder blocks of a model class are, for everything that looks for them.
+
+    `path` is the dotted name of a `ModuleList` inside the unwrapped model. It holds for subclasses too, and replaces
+    what was registered before. Raises `ModelError` for a class that is no module's, or an empty path.
+
+    >>> register_blocks(MyModelForCausalLM, "transformer.h")  # doctest: +SKIP
+    """
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise ModelError(f"register_blocks: model_class must be a class of models, found {model_class!r}")
+    if not path.strip("."):
+        raise ModelError(f"register_blocks: path must name a ModuleList, as in 'model.layers', found {path!r}")
+    _REGISTERED[model_class] = path
+
+
 def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
-    """The `ModuleList` of decoder blocks of any Hugging Face causal LM, PEFT-wrapped or not.
+    """Return the `ModuleList` of decoder blocks of any Hugging Face causal LM, PEFT-wrapped or not.
 
     It is the one `ModuleList` of `num_hidden_layers` blocks inside the decoder (`get_decoder()`, which for a multimodal
-    model is its language model). Where there is none or more than one, `ModelError` lists the candidates; `path`, a
-    dotted name inside the unwrapped model, overrides the search.
+    model is its language model). `path`, a dotted name inside the unwrapped model, overrides the search, and so does
+    `register_blocks`. Raises `ModelError` with the candidates where there is none or more than one.
     """
+    return _blocks(model, path)[1]
+
+
+def _blocks(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
+    """The block list with its dotted name inside the unwrapped model."""
     inner = base_model(model)
-    if path is not None:
-        try:
-            found = inner.get_submodule(path)
-        except AttributeError:
-            raise ModelError(f"decoder_layers: {type(inner).__name__} has no submodule {path!r}") from None
-        if not isinstance(found, nn.ModuleList):
-            raise ModelError(f"decoder_layers: {path!r} must be a ModuleList, found {type(found).__name__}")
-        return found
+    registered = next((_REGISTERED[kind] for kind in type(inner).__mro__ if kind in _REGISTERED), None)
+    if path is not None or registered is not None:
+        return _at_path(inner, path or str(registered))
     config = getattr(inner, "config", None)
+    kind = type(inner).__name__
     if config is None:
         raise ModelError(
-            f"decoder_layers: {type(inner).__name__} has no config, so it is no Hugging Face causal LM; "
-            f"pass path='...' to name its list of blocks"
+            f"decoder_layers: {kind} has no config, so it is no Hugging Face causal LM; name its list of blocks with "
+            f"tropism.register_blocks({kind}, 'path.to.blocks')"
         )
     count = config.get_text_config(decoder=True).num_hidden_layers
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
-    lists = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
+    prefix = next((name for name, module in inner.named_modules() if module is decoder), "")
+    lists = {
+        f"{prefix}.{name}".strip("."): module
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList)
+    }
     # Outermost only: experts inside a block can be as many as there are blocks.
     candidates = {
         name: module
@@ -102,12 +126,50 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
         if len(module) == count and not any(name.startswith(outer + ".") for outer in lists)
     }
     if len(candidates) == 1:
-        return next(iter(candidates.values()))
+        return next(iter(candidates.items()))
     listed = ", ".join(f"{name} ({len(module)})" for name, module in (candidates or lists).items()) or "none at all"
     raise ModelError(
-        f"decoder_layers: expected exactly one ModuleList of {count} blocks in {type(inner).__name__}, "
-        f"found {len(candidates)} (candidates: {listed}); name the right one with path='...'"
+        f"decoder_layers: expected exactly one ModuleList of {count} blocks in {kind}, found {len(candidates)} "
+        f"(candidates: {listed}); name the right one with tropism.register_blocks({kind}, 'path.to.blocks'), or in an "
+        "experiment with blocks: path.to.blocks"
     )
+
+
+def _at_path(inner: nn.Module, path: str) -> tuple[str, nn.ModuleList]:
+    try:
+        found = inner.get_submodule(path)
+    except AttributeError:
+        raise ModelError(f"decoder_layers: {type(inner).__name__} has no submodule {path!r}") from None
+    if not isinstance(found, nn.ModuleList):
+        raise ModelError(f"decoder_layers: {path!r} must be a ModuleList, found {type(found).__name__}")
+    return path, found
+
+
+def block_runner(model: nn.Module) -> nn.Module:
+    """Return the module whose forward pass runs the blocks, as `LlamaModel` does: every pass goes through it."""
+    inner = base_model(model)
+    path = _blocks(model)[0]
+    while path:
+        path = path.rpartition(".")[0]
+        holder: nn.Module = inner.get_submodule(path)
+        if not isinstance(holder, nn.ModuleList | nn.ModuleDict):  # containers are never called
+            return holder
+    return inner  # type: ignore[no-any-return]
+
+
+_STREAM_COUNTS = {"hc_mult": "[B, T, {n}, d]", "hc_count": "[B, T, {n}·d]", "altup_num_inputs": "[{n}, B, T, d]"}
+"""Hyper-connections and AltUp: the option of the config that counts the streams, and the shape that blocks pass on."""
+
+
+def parallel_streams(model: nn.Module) -> str | None:
+    """Return the shape in which blocks pass on several residual streams; None where there is one, `[B, T, d_model]`."""
+    config = getattr(base_model(model), "config", None)  # theirs: a registered model may have none
+    text = None if config is None else config.get_text_config(decoder=True)
+    for option, shape in _STREAM_COUNTS.items():
+        count = getattr(text, option, None)
+        if isinstance(count, int) and count > 1:
+            return shape.format(n=count)
+    return None
 
 
 def width(model: nn.Module) -> int:

@@ -46,6 +46,7 @@ PUBLIC = {
     "pressure",
     "projection",
     "random_pressure",
+    "register_blocks",
     "render",
     "run",
     "sites",

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import architectures
 import tiny
 import tropism as tp
 import unchecked
+from tropism import site
 from tropism.errors import ModelError, SiteError
 from tropism.site import base_model, select_layers, width
 
@@ -105,7 +108,10 @@ def test_experts_and_vision_layers_are_not_decoder_blocks():
 def test_ambiguity_lists_the_candidates_and_the_override():
     model = tiny.model()
     model.model.extra = nn.ModuleList(nn.Identity() for _ in range(4))
-    with pytest.raises(ModelError, match=r"found 2 \(candidates: layers \(4\), extra \(4\)\); .* path='...'"):
+    with pytest.raises(
+        ModelError,
+        match=r"candidates: model.layers \(4\), model.extra \(4\)\); .*register_blocks\(LlamaForCausalLM, .*blocks: path",
+    ):
         tp.decoder_layers(model)
     assert tp.decoder_layers(model, path="model.layers") is model.model.layers
     with pytest.raises(ModelError, match="has no submodule 'model.blocks'"):
@@ -115,5 +121,60 @@ def test_ambiguity_lists_the_candidates_and_the_override():
 
 
 def test_what_is_no_causal_language_model():
-    with pytest.raises(ModelError, match="Linear has no config.*path='...'"):
+    with pytest.raises(ModelError, match="Linear has no config.*register_blocks"):
         tp.decoder_layers(nn.Linear(2, 2))
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(site, "_REGISTERED", {})
+
+
+def test_registered_blocks_are_those_of_everything_that_looks_for_them(forgotten, tokenizer):
+    model = tiny.model()
+    model.model.extra = nn.ModuleList(nn.Identity() for _ in range(4))
+    with pytest.raises(ModelError, match="found 2"):
+        tp.sites(model, "all")
+    tp.register_blocks(type(model), "model.layers")
+    assert tp.decoder_layers(model) is model.model.layers
+    assert site.block_runner(model) is model.model
+    d = tp.Directions({tp.Site(1): torch.ones(32)})
+    chats = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]] * 2
+    contrast = tp.Contrast.of_responses(["q", "r"], positive=["A", "B"], negative=["a", "b"])
+    assert len(tp.sites(model, "all")) == 4
+    assert tp.find_directions(model, tokenizer, contrast, sites=[tp.Site(1)]).width == 32
+    assert len(tp.projection(model, tokenizer, chats, d, "response")) == 2
+    assert len(tp.collect_gradients(model, tokenizer, chats, [tp.Site(1)]).losses) == 2
+    for guard in (tp.Ablation(d, positions="response"), tp.GradientProjection(d), tp.Steering(d)):
+        with guard.attach(model) as attachment, tp.capture(model, [tp.Site(1)]) as acts:
+            model(**tiny.batch()).loss.backward()
+            assert acts[tp.Site(1)].shape == (3, 9, 32)
+        assert sum(attachment.fired.values()) == 1
+
+
+def test_a_registration_holds_for_subclasses_and_in_peft(forgotten):
+    model = tiny.model()
+    tp.register_blocks(transformers.PreTrainedModel, "model.layers")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert tp.decoder_layers(wrapped) is model.model.layers
+    tp.register_blocks(type(model), "model.blocks")
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no submodule 'model.blocks'"):
+        tp.decoder_layers(wrapped)
+
+
+def test_what_cannot_be_registered():
+    with pytest.raises(ModelError, match="model_class must be a class of models, found 'Llama'"):
+        unchecked.call(tp.register_blocks, "Llama", "model.layers")
+    with pytest.raises(ModelError, match="path must name a ModuleList, as in 'model.layers', found ''"):
+        tp.register_blocks(nn.Module, "")
+
+
+def test_the_runner_of_blocks_is_no_container():
+    """GPT-like models written by hand keep their parts in a `ModuleDict`, which is never called."""
+    inner = nn.Module()
+    inner.transformer = nn.ModuleDict({"h": nn.ModuleList([nn.Identity(), nn.Identity()])})
+    inner.config = transformers.LlamaConfig(num_hidden_layers=2)
+    assert site.block_runner(inner) is inner
+    model = architectures.build("gemma3_multimodal")
+    assert site.block_runner(model) is model.model.language_model

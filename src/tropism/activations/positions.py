@@ -7,6 +7,7 @@ token, and that one is not part of `response`.
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tropism import hooks
 from tropism.errors import GuardNotInForce, UsageError
 from tropism.names import IGNORE
-from tropism.site import Site, base_model, decoder_layers
+from tropism.site import base_model
 
 GuardPositions = Literal["all", "response"]
 
@@ -49,14 +50,14 @@ class BatchReader:
     def __init__(self, model: nn.Module) -> None:
         self._users = 0
         self._model = model
-        self._names = list(inspect.signature(base_model(model).forward).parameters)
         self._batch = _Batch()
-        self._handles = hooks.around_forward(model, self._before)
-        for layer in range(len(decoder_layers(model))):
-            self._handles.append(hooks.edit_activation(model, Site(layer), self._remember))
+        self._handles = [*hooks.around_pass(model, self._before), *hooks.after_blocks(model, self._remember)]
 
-    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        named = dict(zip(self._names, args, strict=False)) | kwargs
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # A wrapper takes positional arguments as the model inside does.
+        called = base_model(self._model) if module is self._model else module
+        names = inspect.signature(called.forward).parameters
+        named = dict(zip(names, args, strict=False)) | kwargs
         mask, labels = named.get(RESPONSE_MASK), named.get("labels")
         response = mask.bool() if mask is not None else None if labels is None else labels != IGNORE
         attention = named.get("attention_mask")
@@ -72,13 +73,11 @@ class BatchReader:
 
         Checkpointing then recomputes the block, and by now a later forward pass may have been made.
         """
-        batch = self._batch
         if h.requires_grad:
+            hooks.edit_gradient(h, partial(self._put_back, self._batch))
 
-            def back(_gradient: Tensor) -> None:
-                self._batch = batch
-
-            hooks.edit_gradient(h, back)
+    def _put_back(self, batch: _Batch, _gradient: Tensor) -> None:
+        self._batch = batch
 
     def mask(self, positions: str, like: Tensor) -> Tensor:
         """Bool `[..., 1]` for an activation `[..., d]` (`[B, T, d]`, or flattened to tokens by some submodules).

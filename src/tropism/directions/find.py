@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tropism import hooks
 from tropism.activations.mode import adapters_off
 from tropism.data.render import Positions, Rendered
 from tropism.directions import provenance
@@ -21,7 +22,7 @@ from tropism.directions.gradients import activations_and_gradients
 from tropism.directions.mean_difference import MeanDifference
 from tropism.directions.stream import WINDOW_BATCHES, activations, reading
 from tropism.errors import DirectionsError, ModelError
-from tropism.site import Site, decoder_layers, width
+from tropism.site import Site, width
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def find_directions(
     where = tuple(dict.fromkeys(sites))
     check_sites(model, where)
     finder.check_sites(where)
-    if batch_size < 1:
-        raise DirectionsError(f"find_directions: batch_size must be at least 1, found {batch_size}")
+    for name, number in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if number < 1:
+            raise DirectionsError(f"find_directions: {name} must be at least 1, found {number}")
     d = width(model)
     collectors = {site: finder.collector(site, d, seed) for site in where}
     sketches = {site: CovarianceSketch(d, seed) for site in where}
@@ -135,13 +137,11 @@ def pooled_sides(
 
 
 def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Raise for no sites at all, and for one past the model's last block."""
+    """Raise `DirectionsError` for no sites at all, `SiteError` for one that the model does not have."""
     if not sites:
         raise DirectionsError("sites must name at least one site, found none; for example tp.sites(model, '25%..75%')")
-    count = len(decoder_layers(model))
     for site in sites:
-        if site.layer >= count:
-            raise DirectionsError(f"{site} is past the last block: the model has blocks 0 to {count - 1}")
+        hooks.module_at(model, site)
 
 
 def contrast_models(model: nn.Module, contrast: Contrast) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.activations.attached import attached
 from tropism.activations.mode import evaluation_mode
 from tropism.data.batches import Batch, batches
 from tropism.data.render import Positions, Rendered
@@ -29,16 +30,13 @@ class _LastSiteReached(Exception):
 
 @contextmanager
 def reading(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode back afterwards; refuses a model with a guard attached."""
-    modules = [module for model in models for module in model.modules()]
-    for module in modules:
-        for hook in module._forward_hooks.values():
-            # By name, because directions lie below interventions: by this hook an Attachment counts passes.
-            if getattr(hook, "__module__", "") == "tropism.interventions.base":
-                raise AttachError(
-                    "directions must be found on the bare model, and a guard is attached to this one; leave the "
-                    "guard's 'with' block first"
-                )
+    """Evaluation mode inside, every module's own mode afterwards; refuse a model with a guard attached."""
+    for model in models:
+        if guards := attached(model):
+            raise AttachError(
+                f"directions must be found on the bare model, and {guards[0].name} is attached to this one; leave its "
+                "'with' block first"
+            )
     with evaluation_mode(*models):
         yield
 
@@ -66,7 +64,7 @@ class _Pass:
         self.read: dict[Site, Tensor] = {}
         self._sites, self._unit = sites, unit
         self._counts = torch.tensor([len(tokens) for tokens in at], device=device)
-        self._rows = torch.repeat_interleave(torch.arange(len(at), device=device), self._counts)
+        self._rows = torch.tensor([row for row, tokens in enumerate(at) for _ in tokens], device=device)
         self._tokens = torch.tensor([token for tokens in at for token in tokens], device=device)
 
     def run(self, model: nn.Module, batch: Batch) -> None:
@@ -106,6 +104,8 @@ def activations(
     chat. The model is read in the mode that it is in. Raises `DirectionsError` naming the site and the chat where an
     activation is not finite.
     """
+    for site in sites:
+        hooks.module_at(model, site)
     at = positions_of(rendered, positions)
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rendered) for site in sites}
     device = input_device(model)

@@ -12,7 +12,7 @@ from tropism.directions.artifact import Directions
 from tropism.errors import DirectionsError, UsageError
 from tropism.interventions import options
 from tropism.interventions.base import Attachment, Intervention, Place
-from tropism.interventions.readings import Sums, ratios
+from tropism.interventions.readings import Ratios, Sums
 from tropism.site import Site
 
 
@@ -89,44 +89,46 @@ class Ablation(Intervention):
     def install(self, attachment: Attachment) -> None:
         options.check_directions(self.directions, attachment)
         weights = options.token_weights(attachment, self.positions)
-
-        def acts() -> bool:
-            return attachment.acts(self.evaluation)
-
         for site in self.directions.sites:
-            what = options.label("ablation", site)
-            attachment.expect(what, by="forward", due=acts)
-            sums = Sums("removed", "total")
-            attachment.meter(
-                ratios(f"guard/ablation/{site}", sums, {"share_removed": lambda s: s["removed"] / s["total"]})
-            )
-            attachment.own(
-                hooks.edit_activation(attachment.model, site, self._edit(site, what, sums, weights, attachment))
-            )
+            edit = _Edit(self, site, attachment, weights)
+            attachment.expect(edit.what, by="forward", due=edit.acts)
+            attachment.meter(Ratios(f"guard/ablation/{site}", edit.sums, {"share_removed": _share_removed}))
+            attachment.own(hooks.edit_activation(attachment.model, site, edit))
 
-    def _edit(
-        self, site: Site, what: str, sums: Sums, weights: options.TokenWeights, attachment: Attachment
-    ) -> hooks.Edit:
-        basis = self.directions.basis(site)
-        V = options.resident(basis)
-        mean = (
-            None if isinstance(self.origin, str) else options.resident(basis @ self.origin[site].detach().cpu().float())
+
+class _Edit:
+    """The ablation at one site."""
+
+    def __init__(self, guard: Ablation, site: Site, attachment: Attachment, weights: options.TokenWeights) -> None:
+        self.what = options.label("ablation", site)
+        self.sums = Sums("removed", "total")
+        self._guard, self._attachment, self._weights = guard, attachment, weights
+        basis = guard.directions.basis(site)
+        self._basis = options.Resident(basis)
+        self._origin: options.Resident | None = None
+        if not isinstance(guard.origin, str):
+            # Coordinates of the mean, `V·μ [r]`: all of it that the projection keeps.
+            self._origin = options.Resident(basis @ guard.origin[site].detach().cpu().float())
+
+    def acts(self) -> bool:
+        return self._attachment.acts(self._guard.evaluation)
+
+    def __call__(self, h: Tensor) -> Tensor | None:
+        if not self.acts():
+            return None
+        self._attachment.count(self.what)
+        edited, removed = linalg.remove_component(
+            h,
+            self._basis(h),
+            self._guard.strength,
+            weights=self._weights(h),
+            origin=None if self._origin is None else self._origin(h),
+            straight_through=self._guard.mode == "forward",
         )
+        if not hooks.replaying():  # a checkpoint's recomputation was measured when it first ran
+            self.sums.add(linalg.square_sum(removed), linalg.square_sum(h))
+        return edited
 
-        def edit(h: Tensor) -> Tensor | None:
-            if not attachment.acts(self.evaluation):
-                return None
-            attachment.count(what)
-            edited, removed = linalg.remove_component(
-                h,
-                V(h),
-                self.strength,
-                weights=weights(h),
-                origin=mean and mean(h),
-                straight_through=self.mode == "forward",
-            )
-            if not hooks.replaying():
-                sums.add(linalg.square_sum(removed), linalg.square_sum(h))
-            return edited
 
-        return edit
+def _share_removed(sums: dict[str, float]) -> float:
+    return sums["removed"] / sums["total"]

@@ -6,53 +6,29 @@ one did not: a hook that never fired is the commonest failure of hand-written gu
 """
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.errors import AttachError, GuardNotInForce
+from tropism.activations.attached import Attached, attached
+from tropism.errors import AttachError, UsageError
 from tropism.interventions import state, support
-from tropism.site import base_model, uncompiled
+from tropism.interventions.sparing import Sparing
+from tropism.interventions.watch import By, Watch
+from tropism.site import uncompiled
 
 Place = Literal["data", "activations", "loss", "activation gradients", "parameter gradients", "update", "weights"]
 """The places of one training step at which a guard can act, in the order in which data passes them."""
 
-By = Literal["forward", "backward", "exit"]
-"""When an edit must have happened: in every forward pass it is due in, in every backward pass, or once by the end."""
-
-_ATTACHED: WeakKeyDictionary[nn.Module, list["Attachment"]] = WeakKeyDictionary()
-
-FORWARD_SILENT = (
-    "{guard} is not in force: {what} did not fire in forward pass {passes}; likely causes are fused kernels or a "
-    "torch.compile from before the guard was attached, which bypass the block, a block that this model skips, or hooks "
-    "removed by somebody else; attach the guard first, or choose a site that runs"
-)
-GRADIENT_BLOCKED = (
-    "{guard} is not in force: no gradient can reach {what}, because the activation there is on no graph or was never "
-    "seen; likely causes are that nothing at or below the site is trainable (drop the site), reentrant gradient "
-    "checkpointing over frozen blocks (use use_reentrant=False), or a torch.compile from before the guard was attached"
-)
-GRADIENT_SILENT = (
-    "{guard} is not in force: a backward pass reached the model's output and not {what}; likely causes are reentrant "
-    "gradient checkpointing (use use_reentrant=False), a custom backward that bypasses the block, or an activation "
-    "detached above the site"
-)
-NEVER_RAN = (
-    "{guard} is not in force: an optimizer stepped while it was attached and the model that it is attached to never "
-    "ran; attach it to the model that is trained (trainer.model), not to a copy"
-)
-BACKWARD_TOO_LATE = (
-    "{guard} was detached between a forward pass and its backward pass; under gradient checkpointing the blocks are "
-    "then recomputed unguarded and the gradients are wrong: keep it attached until after backward()"
-)
+Spared = Literal["rollouts", "reference"]
+"""Passes in training mode that guards on activations can be told to leave alone."""
 
 
 class Intervention(abc.ABC):
@@ -65,9 +41,24 @@ class Intervention(abc.ABC):
     batch_keys: ClassVar[frozenset[str]] = frozenset()
     """Columns of the batch, beyond what the model takes, that the guard needs and removes from the model's inputs."""
 
-    def attach(self, model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None) -> "Attachment":
-        """A context manager inside which this guard is in force on `model`."""
-        return Attachment(self, uncompiled(model), optimizer)
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        spare: Collection[Spared] = (),
+        leader: "Attachment | None" = None,
+    ) -> "Attachment":
+        """Return a context manager inside which this guard is in force on `model`.
+
+        Args:
+            optimizer: the one that trains the model; the update constraint needs it.
+            spare: passes in training mode in which guards on activations do not act: `"rollouts"`, what the model
+                generates while it trains (GRPO), and `"reference"`, passes without the trained adapters (DPO).
+            leader: the attachment on another model; guards on activations act here when they act there, as on a
+                reference model that must be guarded as the trained one is.
+        """
+        return Attachment(self, uncompiled(model), optimizer, spare, leader)
 
     @abc.abstractmethod
     def install(self, attachment: "Attachment") -> None:
@@ -117,43 +108,60 @@ class Composition(Intervention):
         return self.members
 
 
-@dataclass(frozen=True)
-class _Expectation:
-    by: By
-    due: Callable[[], bool]
+class Attachment(Attached):
+    """One guard on one model, from `__enter__` to `__exit__`: its hooks, its state, its readings.
 
+    Whether it does what it promised is the business of its `Watch`.
+    """
 
-@dataclass(eq=False)
-class Attachment:
-    """One guard on one model, from `__enter__` to `__exit__`."""
+    def __init__(
+        self,
+        guard: Intervention,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        spare: Collection[Spared] = (),
+        leader: "Attachment | None" = None,
+    ) -> None:
+        unknown = sorted(set(spare) - set(get_args(Spared)))
+        if unknown:
+            raise UsageError(f"attach: spare may hold {', '.join(get_args(Spared))}, found {unknown[0]!r}")
+        self.guard, self.model, self.optimizer = guard, model, optimizer
+        self.attached = False
+        """Whether the guard is on the model now."""
+        self.kept: list[state.Stateful] = []
+        """Parts with a state that a checkpoint must carry; a guard appends to it while it installs."""
+        self._spare, self._leader = frozenset(spare), leader
+        self._begin()
 
-    guard: Intervention
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | None = None
-    fired: dict[str, int] = field(default_factory=dict)
-    """How often each expected edit happened since the guard was attached."""
-    passes: int = 0
-    """Forward passes of the model since the guard was attached."""
-    attached: bool = False
-    """Whether the guard is on the model now."""
-    kept: list[state.Stateful] = field(default_factory=list, repr=False)
-    """Parts with a state that a checkpoint must carry; a guard appends to it while it installs."""
-    _expected: dict[str, _Expectation] = field(default_factory=dict, repr=False)
-    _owned: ExitStack = field(default_factory=ExitStack, repr=False)
-    _meters: list[Callable[[], dict[str, float]]] = field(default_factory=list, repr=False)
-    _training: bool = False
-    _supported: bool = False
-    _recomputed: bool = False
-    _before_pass: dict[str, int] = field(default_factory=dict, repr=False)
-    _before_backward: dict[str, int] = field(default_factory=dict, repr=False)
-    _backward: bool = False
-    _steps: int = 0
-    _reachable: set[str] = field(default_factory=set, repr=False)
+    def _begin(self) -> None:
+        """Forget an attachment before this one: the same object may be entered again."""
+        self.watch = Watch(self.name, self.model)
+        self.kept.clear()
+        self._owned = ExitStack()
+        self._meters: list[Callable[[], dict[str, float]]] = []
+        # From the first pass in training mode on, a pass in evaluation mode is a trainer's evaluation.
+        self._training_began = self.model.training
+        self._sparing = Sparing(self.model, self._spare)
+
+    @property
+    def name(self) -> str:
+        """The guard's name; of a composition, its members' names."""
+        return " | ".join(type(part).__name__ for part in self.guard.parts())
+
+    @property
+    def fired(self) -> dict[str, int]:
+        """How often each expected edit happened since the guard was attached."""
+        return self.watch.fired
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the model since the guard was attached."""
+        return self.watch.passes
 
     # --- what a guard calls while it installs and acts ---
 
-    def own(self, handle: Any) -> None:
-        """Take a handle with `.remove()`; it is removed on exit, in reverse order."""
+    def own(self, handle: hooks.Handle) -> None:
+        """Take a handle; it is removed on exit, in reverse order."""
         self._owned.callback(handle.remove)
 
     def expect(self, what: str, by: By = "exit", due: Callable[[], bool] | None = None) -> None:
@@ -162,18 +170,15 @@ class Attachment:
         `by="forward"`: in every forward pass, where `due()`. `"backward"`: in every training backward pass, and the
         guard calls `reachable` in each forward pass. `"exit"`: at least once if the model ran at all.
         """
-        self.fired.setdefault(what, 0)
-        self._expected[what] = _Expectation(by, due or (lambda: True))
+        self.watch.expect(what, by, due or _always)
 
     def count(self, what: str) -> None:
         """An edit happened. A block that checkpointing recomputes in the backward pass is not counted again."""
-        if self._expected[what].by == "forward" and hooks.replaying():
-            return
-        self.fired[what] += 1
+        self.watch.count(what)
 
     def reachable(self, what: str) -> None:
         """In this forward pass, a gradient can reach the edit."""
-        self._reachable.add(what)
+        self.watch.reachable(what)
 
     def meter(self, read: Callable[[], dict[str, float]]) -> None:
         """Register a function that returns (and resets) the guard's readings since it was last read."""
@@ -182,18 +187,22 @@ class Attachment:
     def acts(self, evaluation: bool | None) -> bool:
         """Whether an activation guard with this `evaluation` option acts in the pass that is running.
 
-        Always in training mode. In evaluation mode as the option says; with None, only while training has not begun:
-        whoever attaches to a model in evaluation mode asks for guarded passes, a trainer's evaluation does not.
+        Always in training mode, but for the passes that it spares. In evaluation mode as the option says; with None,
+        only while training has not begun: whoever attaches to a model in evaluation mode asks for guarded passes, a
+        trainer's evaluation does not.
         """
+        if self._leader is not None:
+            return self._leader.acts(evaluation)
         if self.model.training:
-            self._training = True
-        return self.model.training or (not self._training if evaluation is None else evaluation)
+            self._training_began = True
+            return not self._sparing.now
+        return not self._training_began if evaluation is None else evaluation
 
     # --- what a trainer or a person calls ---
 
     def begin_training(self) -> None:
         """From now on, passes in evaluation mode are evaluation: guards with `evaluation=None` leave them alone."""
-        self._training = True
+        self._training_began = True
 
     def readings(self) -> dict[str, float]:
         """The guard's readings since the last call, for a trainer's log; names are `guard/…`."""
@@ -220,34 +229,20 @@ class Attachment:
 
     def verify(self) -> None:
         """Raise `GuardNotInForce` if an expected edit has not happened although the model ran."""
-        self._check_backward()
-        silent = [what for what, edit in self._expected.items() if edit.by == "exit" and self.fired[what] == 0]
-        if silent and self.passes:
-            raise GuardNotInForce(
-                f"{self._name} is not in force: {', '.join(silent)} never fired in {self.passes} forward "
-                f"passes; likely causes are fused kernels that bypass the block, a frozen graph, or hooks removed"
-            )
-        on_passes = any(edit.by != "exit" for edit in self._expected.values())
-        if on_passes and self._steps and not self.passes and not any(self.fired.values()):
-            raise GuardNotInForce(NEVER_RAN.format(guard=self._name))
+        self.watch.verify()
 
     def __enter__(self) -> "Attachment":
-        support.check(self.model, f"{self._name} cannot be attached")
-        stack = _ATTACHED.setdefault(base_model(self.model), [])
-        parts = [*self.guard.parts(), *(part for other in stack for part in other.guard.parts())]
-        for index, part in enumerate(parts):
-            if any(part is other for other in parts[:index]):
-                raise AttachError(f"this {type(part).__name__} is already attached to this model; attach it once")
-        self._reset()
+        support.check(self.model, f"{self.name} cannot be attached")
+        self._refuse_twice()
+        self._begin()
         try:
-            for handle in hooks.around_forward(self.model, self._before, self._after):
+            for handle in (*self.watch.handles(), *self._sparing.handles()):
                 self.own(handle)
-            self.own(hooks.before_optimizer_step(self._before_step))
             self.guard.install(self)
         except BaseException:
             self._owned.close()
             raise
-        stack.append(self)
+        attached(self.model).append(self)
         self.attached = True
         return self
 
@@ -257,89 +252,34 @@ class Attachment:
         in_order = self.release()
         if error is None:
             if not in_order:
-                raise AttachError(f"{self._name} was detached out of order: detach the last attached first")
+                raise AttachError(f"{self.name} was detached out of order: detach the last attached first")
             self.verify()
 
     def release(self) -> bool:
         """Take the guard off, verify nothing; False where another guard was attached later and still is."""
-        stack = _ATTACHED[base_model(self.model)]
+        stack = attached(self.model)
         in_order = stack[-1] is self
         stack.remove(self)
         self.attached = False
+        self.watch.ended = True
         self._owned.close()
         return in_order
 
-    # --- the first-batch check, and every batch's after it ---
+    def _refuse_twice(self) -> None:
+        """Raise `AttachError` where a guard is on the model already, or twice in one composition."""
+        others = [part for other in attachments(self.model) for part in other.guard.parts()]
+        parts = [*self.guard.parts(), *others]
+        for index, part in enumerate(parts):
+            if any(part is other for other in parts[:index]):
+                raise AttachError(f"this {type(part).__name__} is already attached to this model; attach it once")
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
-            self._training = True
-            if not self._supported:  # again here, because trainers switch checkpointing on after the guard is attached
-                support.check(self.model, f"{self._name} cannot guard this training")
-                self._recomputed = support.checkpoints(self.model)
-                self._supported = True
-        self._check_backward()
-        self._before_pass = dict(self.fired)
-        self._reachable.clear()
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.passes += 1
-        silent = [
-            what
-            for what, edit in self._expected.items()
-            if edit.by == "forward" and self.fired[what] == self._before_pass.get(what, 0) and edit.due()
-        ]
-        if silent:
-            raise GuardNotInForce(FORWARD_SILENT.format(guard=self._name, what=", ".join(silent), passes=self.passes))
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        outputs = [tensor for tensor in hooks.tensors_in(output) if tensor.requires_grad]
-        backward = [what for what, edit in self._expected.items() if edit.by == "backward"]
-        blocked = [what for what in backward if what not in self._reachable]
-        if outputs and blocked:
-            raise GuardNotInForce(GRADIENT_BLOCKED.format(guard=self._name, what=", ".join(blocked)))
-        if backward or self._recomputed:
-            for tensor in outputs:
-                hooks.edit_gradient(tensor, self._on_backward)
-
-    def _on_backward(self, _gradient: Tensor) -> None:
-        if self._recomputed and not self.attached:
-            raise GuardNotInForce(BACKWARD_TOO_LATE.format(guard=self._name))
-        self._backward = True
-
-    def _before_step(self, *_: Any) -> None:
-        self._steps += 1
-        self._check_backward()
-
-    def _check_backward(self) -> None:
-        if not self._backward:
-            return
-        self._backward = False
-        silent = [
-            what
-            for what, edit in self._expected.items()
-            if edit.by == "backward" and self.fired[what] == self._before_backward.get(what, 0)
-        ]
-        self._before_backward = dict(self.fired)
-        if silent:
-            raise GuardNotInForce(GRADIENT_SILENT.format(guard=self._name, what=", ".join(silent)))
-
-    def _reset(self) -> None:
-        self.fired.clear()
-        self._expected.clear()
-        self._meters.clear()
-        self.kept.clear()
-        self._owned = ExitStack()
-        self._before_backward.clear()
-        self.passes = self._steps = 0
-        self._training = self.model.training
-        self._supported = self._recomputed = self._backward = False
-
-    @property
-    def _name(self) -> str:
-        return " | ".join(type(part).__name__ for part in self.guard.parts())
+def _always() -> bool:
+    return True
 
 
 def attachments(model: nn.Module) -> Iterator[Attachment]:
-    """The guards now attached to `model`, first attached first."""
-    yield from _ATTACHED.get(base_model(model), ())
+    """Return the guards now attached to `model`, first attached first."""
+    for one in attached(model):
+        if isinstance(one, Attachment):
+            yield one

@@ -100,7 +100,7 @@ class FrozenAdapter(Intervention):
     def _edit(
         self, what: str, learned: AdapterWeights, acts: Callable[[], bool], attachment: Attachment
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        down, up = options.resident(learned.A.detach().float()), options.resident(learned.B.detach().float())
+        down, up = options.Resident(learned.A.detach().float()), options.Resident(learned.B.detach().float())
         size = self.coefficient * learned.scale
 
         def edit(x: Tensor, y: Tensor) -> Tensor:

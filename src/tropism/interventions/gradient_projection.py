@@ -1,6 +1,7 @@
 """Gradient projection (backward CAFT): remove a subspace from the activation gradients, the forward pass untouched."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,7 +11,8 @@ from tropism.activations.positions import GuardPositions
 from tropism.directions.artifact import Directions
 from tropism.interventions import options
 from tropism.interventions.base import Attachment, Intervention, Place
-from tropism.interventions.readings import Sums, ratios
+from tropism.interventions.readings import Ratios, Sums
+from tropism.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,49 +68,57 @@ class GradientProjection(Intervention):
         options.check_directions(self.directions, attachment)
         weights = options.token_weights(attachment, self.positions)
         for site in self.directions.sites:
-            what = options.label("gradient projection", site)
-            attachment.expect(what, by="backward")
-            sums = Sums("removed", "total", "along_before", "along_after", "total_after")
-            attachment.meter(
-                ratios(
-                    f"guard/gradient_projection/{site}",
-                    sums,
-                    {
-                        "share_removed": lambda s: s["removed"] / s["total"],
-                        "cosine_before": lambda s: (s["along_before"] / s["total"]) ** 0.5,
-                        "cosine_after": lambda s: (s["along_after"] / s["total_after"]) ** 0.5,
-                    },
-                )
-            )
-            V = options.resident(self.directions.basis(site))
-            edit = self._edit(what, V, sums, weights, attachment)
-            attachment.own(hooks.edit_activation(attachment.model, site, edit))
+            edit = _Edit(self, site, attachment, weights)
+            attachment.expect(edit.what, by="backward")
+            attachment.meter(Ratios(f"guard/gradient_projection/{site}", edit.sums, _READINGS))
+            attachment.own(hooks.edit_activation(attachment.model, site, edit.watch))
 
-    def _edit(
-        self, what: str, V: options.OnDevice, sums: Sums, weights: options.TokenWeights, attachment: Attachment
-    ) -> hooks.Edit:
-        def watch(h: Tensor) -> None:
-            # A checkpoint's recomputation is given the very input of the first run, on which a hook already sits.
-            if not h.requires_grad or hooks.replaying():
-                return
-            attachment.reachable(what)
-            # Now and not in the backward pass, where the mask of a later batch may be in place.
-            on = weights(h)
 
-            def on_gradient(gradient: Tensor) -> Tensor:
-                attachment.count(what)
-                basis = V(gradient)
-                projected, removed = linalg.remove_component(gradient, basis, self.strength, weights=on)
-                along = removed if on is None and self.strength == 1 else linalg.coordinates(gradient, basis)
-                sums.add(
-                    linalg.square_sum(removed),
-                    linalg.square_sum(gradient),
-                    linalg.square_sum(along),
-                    linalg.square_sum(linalg.coordinates(projected, basis)),
-                    linalg.square_sum(projected),
-                )
-                return projected
+class _Edit:
+    """The projection at one site: `watch` sees the activation go up, `project` the gradient come down."""
 
-            hooks.edit_gradient(h, on_gradient)
+    def __init__(
+        self, guard: GradientProjection, site: Site, attachment: Attachment, weights: options.TokenWeights
+    ) -> None:
+        self.what = options.label("gradient projection", site)
+        self.sums = Sums("removed", "total", "along_before", "along_after", "total_after")
+        self._strength, self._attachment, self._weights = guard.strength, attachment, weights
+        self._basis = options.Resident(guard.directions.basis(site))
 
-        return watch
+    def watch(self, h: Tensor) -> None:
+        # A checkpoint's recomputation is given the very input of the first run, on which a hook already sits.
+        if not h.requires_grad or hooks.replaying():
+            return
+        self._attachment.reachable(self.what)
+        # The mask is read now and not in the backward pass, where that of a later batch may be in place.
+        hooks.edit_gradient(h, partial(self.project, self._weights(h)))
+
+    def project(self, on: Tensor | None, gradient: Tensor) -> Tensor:
+        self._attachment.count(self.what)
+        basis = self._basis(gradient)
+        projected, removed = linalg.remove_component(gradient, basis, self._strength, weights=on)
+        # What was removed is all that lay along the subspace, unless only a part of it was to go.
+        along = removed if on is None and self._strength == 1 else linalg.coordinates(gradient, basis)
+        self.sums.add(
+            linalg.square_sum(removed),
+            linalg.square_sum(gradient),
+            linalg.square_sum(along),
+            linalg.square_sum(linalg.coordinates(projected, basis)),
+            linalg.square_sum(projected),
+        )
+        return projected
+
+
+def _share_removed(sums: dict[str, float]) -> float:
+    return sums["removed"] / sums["total"]
+
+
+def _cosine_before(sums: dict[str, float]) -> float:
+    return float((sums["along_before"] / sums["total"]) ** 0.5)
+
+
+def _cosine_after(sums: dict[str, float]) -> float:
+    return float((sums["along_after"] / sums["total_after"]) ** 0.5)
+
+
+_READINGS = {"share_removed": _share_removed, "cosine_before": _cosine_before, "cosine_after": _cosine_after}

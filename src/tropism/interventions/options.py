@@ -1,6 +1,7 @@
 """What guards on activations share: their options' checks, and the tokens and passes that they act on."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import torch
@@ -14,10 +15,7 @@ from tropism.interventions.base import Attachment
 from tropism.site import Site
 
 TokenWeights = Callable[[Tensor], Tensor | None]
-"""From an activation to one number a token."""
-
-OnDevice = Callable[[Tensor], Tensor]
-"""From an activation to a constant on its device."""
+"""From an activation to one number per token."""
 
 
 def check_options(guard: str, strength: float, positions: str) -> None:
@@ -55,22 +53,27 @@ def check_directions(directions: Directions, attachment: Attachment) -> None:
 def token_weights(attachment: Attachment, positions: GuardPositions) -> TokenWeights:
     """For an activation `[B, T, d]`: 1 where the guard acts and 0 elsewhere, `[B, T, 1]`, or None for everywhere."""
     if positions == "all":
-        return lambda h: None
+        return _everywhere
     reader = read_batches(attachment.model)
     attachment.own(reader)
-    return lambda h: reader.mask(positions, h)
+    return partial(reader.mask, positions)
 
 
-def resident(tensor: Tensor) -> OnDevice:
-    """`tensor` on the device of what it is applied to; copied there once, not in every pass."""
-    copies: dict[torch.device, Tensor] = {}
+def _everywhere(_h: Tensor) -> None:
+    return None
 
-    def on(h: Tensor) -> Tensor:
-        if h.device not in copies:
-            copies[h.device] = tensor.to(h.device)
-        return copies[h.device]
 
-    return on
+class Resident:
+    """A constant on the device of what it is applied to: copied there once, not in every pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._copies: dict[torch.device, Tensor] = {}
+
+    def __call__(self, h: Tensor) -> Tensor:
+        if h.device not in self._copies:
+            self._copies[h.device] = self._tensor.to(h.device)
+        return self._copies[h.device]
 
 
 def describe(directions: Directions) -> str:

@@ -27,19 +27,20 @@ class Sums:
         return taken
 
 
-def ratios(
-    prefix: str, sums: Sums, of: Mapping[str, Callable[[dict[str, float]], float]]
-) -> Callable[[], dict[str, float]]:
+class Ratios:
     """A reader for `Attachment.meter`: each reading a function of the sums; one that divides by zero is left out."""
 
-    def read() -> dict[str, float]:
-        taken = sums.take()
+    def __init__(self, prefix: str, sums: Sums, of: Mapping[str, Callable[[dict[str, float]], float]]) -> None:
+        self._prefix, self._sums, self._of = prefix, sums, of
+
+    def __call__(self) -> dict[str, float]:
+        taken = self._sums.take()
+        if taken is None:
+            return {}
         found: dict[str, float] = {}
-        for name, compute in of.items() if taken is not None else ():
+        for name, compute in self._of.items():
             try:
-                found[f"{prefix}/{name}"] = compute(taken)  # type: ignore[arg-type]
+                found[f"{self._prefix}/{name}"] = compute(taken)
             except ZeroDivisionError:  # nothing arrived, so there is no share of it: not measured is not 0
                 continue
         return found
-
-    return read

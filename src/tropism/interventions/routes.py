@@ -11,7 +11,7 @@ from tropism.names import ROUTE_IDS
 
 
 @dataclass(eq=False)
-class Batch:
+class RoutedBatch:
     """The routing of one forward pass. `weights[a]` is `[B, 1, 1]` for rows, `[B, T, 1]` for tokens."""
 
     tokens: int
@@ -21,7 +21,7 @@ class Batch:
     live: Tensor | None
     """0 where the forget adapter is not in the forward pass, shaped like the weights; None where it is everywhere."""
     tally: Mapping[str, float | int]
-    reached: Callable[["Batch"], None]
+    reached: Callable[["RoutedBatch"], None]
     was_reached: bool = False
 
     def weights_for(self, adapter: str, y: Tensor) -> Tensor:
@@ -48,15 +48,14 @@ class Batch:
         if y.ndim == 2 and y.shape[0] == rows * self.tokens:
             return w.expand(rows, self.tokens, 1).reshape(-1, 1)
         raise ModelError(
-            f"GradientRouting cannot tell which rows of the batch a linear sees: its output must be [B, T, d] "
-            f"or [B·T, d] with "
-            f"B={rows} and T={self.tokens}, found {list(y.shape)}; leave this module out of target_modules"
+            "GradientRouting cannot tell which rows of the batch a linear sees: its output must be [B, T, d] or "
+            f"[B·T, d] with B={rows} and T={self.tokens}, found {list(y.shape)}; leave this module out of target_modules"
         )
 
 
 def read_route(
-    route: object, shape: tuple[int, int], names: tuple[str, str], silence: bool, reached: Callable[[Batch], None]
-) -> Batch:
+    route: object, shape: tuple[int, int], names: tuple[str, str], silence: bool, reached: Callable[[RoutedBatch], None]
+) -> RoutedBatch:
     """The batch's routing from ids `[B]` or `[B, T]`; `silence` takes forget out of the pass on `retain` positions."""
     rows, tokens = shape
     if not isinstance(route, Tensor) or route.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
@@ -73,24 +72,24 @@ def read_route(
         allowed = ", ".join(f"{index} {name}" for name, index in ROUTE_IDS.items())
         raise DataError(f"route must hold the ids {allowed}, found {int(route[unknown][0])}")
     n = route.numel()
-
-    def column(excluded: Tensor) -> Tensor:
-        return (~excluded).to(torch.float32).view(rows, -1, 1)
-
     retain, forget = names
-    return Batch(
+    return RoutedBatch(
         tokens,
-        {retain: column(forget_only), forget: column(retain_only)},
+        {retain: _allowed(forget_only), forget: _allowed(retain_only)},
         {retain: n_forget < n, forget: n_retain < n},
-        column(retain_only) if silence and n_retain else None,
+        _allowed(retain_only) if silence and n_retain else None,
         {"positions": n, "forget": n_forget, "retain": n_retain, "unlabelled": n - n_forget - n_retain},
         reached,
     )
 
 
 def read_weights(
-    weights: object, shape: tuple[int, int], names: tuple[str, str], signed: bool, reached: Callable[[Batch], None]
-) -> Batch:
+    weights: object,
+    shape: tuple[int, int],
+    names: tuple[str, str],
+    signed: bool,
+    reached: Callable[[RoutedBatch], None],
+) -> RoutedBatch:
     """The batch's routing from `route_weights [B, T, 2]`, last axis (retain, forget); forget is live everywhere."""
     rows, tokens = shape
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
@@ -112,7 +111,7 @@ def read_weights(
             f"GradientRouting(signed=True) allows them"
         )
     retain, forget = names
-    return Batch(
+    return RoutedBatch(
         tokens,
         {retain: w[..., :1], forget: w[..., 1:]},
         {retain: n_retain > 0, forget: n_forget > 0},
@@ -120,6 +119,11 @@ def read_weights(
         {"positions": rows * tokens, "weight_retain": float(w[..., 0].sum()), "weight_forget": float(w[..., 1].sum())},
         reached,
     )
+
+
+def _allowed(excluded: Tensor) -> Tensor:
+    """1 where a position may update an adapter, 0 where it is excluded: float32 `[B, 1, 1]` or `[B, T, 1]`."""
+    return (~excluded).to(torch.float32).view(excluded.shape[0], -1, 1)
 
 
 def _kind(value: object) -> str:

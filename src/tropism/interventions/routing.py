@@ -3,23 +3,20 @@
 One forward and one backward pass over a mixed batch give every adapter exactly the gradient that its rows may give it.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.errors import AttachError, DataError
+from tropism.errors import AttachError
 from tropism.interventions.base import Attachment, Intervention, Place
+from tropism.interventions.routable import adapter_parameters, check_routable, lora_layers
 from tropism.interventions.routed_linear import route_linear
-from tropism.interventions.routes import Batch, read_route, read_weights
-from tropism.site import Site, decoder_layers
-
-__all__ = ["GradientRouting"]
+from tropism.interventions.routed_steps import RoutedSteps
 
 
 @dataclass(frozen=True)
@@ -82,228 +79,73 @@ class GradientRouting(Intervention):
 
     def install(self, attachment: Attachment) -> None:
         layers = dict(lora_layers(attachment.model))
-        self._check(attachment.model, layers)
-        state = _State(self, {name: _parameters(layers, name) for name in (self.retain, self.forget)})
-        for handle in hooks.around_forward(attachment.model, before=state.take):
+        check_routable(attachment.model, layers, self.retain, self.forget)
+        parameters = {name: adapter_parameters(layers, name) for name in (self.retain, self.forget)}
+        steps = RoutedSteps(self.retain, self.forget, self.forget_live_on_retain, self.signed, parameters)
+        for handle in (
+            *hooks.around_pass(attachment.model, before=steps.take),
+            *hooks.after_blocks(attachment.model, steps.mark),
+            hooks.before_optimizer_step(steps.before_step),
+        ):
             attachment.own(handle)
-        attachment.own(hooks.before_optimizer_step(state.before_step))
-        attachment.meter(state.read)
-        for index in range(len(decoder_layers(attachment.model))):
-            attachment.own(hooks.edit_activation(attachment.model, Site(index), state.mark))
+        attachment.meter(steps.read)
         for name, layer in layers.items():
             for adapter in (self.retain, self.forget):
                 if adapter in layer.lora_A:
-                    self._route(attachment, state, name, layer, adapter)
+                    self._route(attachment, steps, name, layer, adapter)
 
-    def _route(self, attachment: Attachment, state: "_State", name: str, layer: LoraLayer, adapter: str) -> None:
-        a, b = layer.lora_A[adapter], layer.lora_B[adapter]
-        path = self.semantics == "path"
-        # By kind of module, not one by one: an expert may see no token, but fused kernels bypass a whole kind.
-        what = f"routing of {adapter!r} in {name.rpartition('.')[2]}"
-        attachment.expect(what)
-
-        def route(linear: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            batch = state.batch
-            if batch is None or not torch.is_grad_enabled():
-                return y
-            return route_linear(linear, x, y, batch.weights_for(adapter, y), path and linear is b, batch.reach)
-
-        def silence(y: Tensor) -> Tensor:
-            """The forget adapter's branch is zero where it is not live: at A, where the branch is narrow."""
-            if state.batch is None or state.batch.live is None or adapter != self.forget:
-                return y
-            return y * state.batch.live_for(y)
-
-        # The mask goes after B only where B has a bias, which a zero input would not silence.
-        mask_at_b = b.bias is not None
-
-        def at_a(x: Tensor, y: Tensor) -> Tensor:
-            # On the path, what B passes down is weighted already, and weighting it again would square the weight.
-            y = y if path else route(a, x, y)
-            return y if mask_at_b else silence(y)
-
-        def at_b(x: Tensor, y: Tensor) -> Tensor:
-            attachment.count(what)
-            y = route(b, x, y)
-            return silence(y) if mask_at_b else y
-
-        attachment.own(hooks.edit_linear(a, at_a))
-        attachment.own(hooks.edit_linear(b, at_b))
-
-    def _check(self, model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
-        """Everything under which routing would be inexact or silent is an error here."""
-        found = sorted({adapter for layer in layers.values() for adapter in (*layer.lora_A, *layer.lora_embedding_A)})
-        for adapter in (self.retain, self.forget):
-            if adapter not in found:
-                raise AttachError(
-                    f"GradientRouting: the model must have a LoRA adapter {adapter!r}, found "
-                    f"{', '.join(map(repr, found)) or 'no adapter'}; make both with tropism.two_adapters(model, ...)"
-                )
-        both = (self.retain, self.forget)
-        for name, layer in layers.items():
-            here = [adapter for adapter in both if adapter in layer.lora_A or adapter in layer.lora_embedding_A]
-            if not here:
-                continue
-            plain = not isinstance(layer, ParamWrapper) and all(
-                adapter in layer.lora_A
-                and adapter not in layer.lora_variant
-                and isinstance(layer.lora_A[adapter], nn.Linear)
-                for adapter in here
-            )
-            if not plain:
-                raise AttachError(
-                    f"GradientRouting routes plain LoRA on linear modules only, found {type(layer).__name__} at "
-                    f"{name} with "
-                    f"another kind (DoRA, convolution, embedding, target_parameters); leave it out of target_modules"
-                )
-            if layer.merged or layer.disable_adapters:
-                raise AttachError(f"GradientRouting: the adapters at {name} are merged or disabled; undo that first")
-            idle = [adapter for adapter in here if adapter not in layer.active_adapters]
-            if idle:
-                raise AttachError(
-                    f"GradientRouting: adapter {idle[0]!r} must be active, found active {layer.active_adapters} "
-                    f"at {name}; "
-                    f"call model.base_model.set_adapter([{self.retain!r}, {self.forget!r}])"
-                )
-        ours = {id(p) for adapter in both for p in _parameters(layers, adapter)}
-        frozen = [adapter for adapter in both if not all(p.requires_grad for p in _parameters(layers, adapter))]
-        if frozen:
-            raise AttachError(
-                f"GradientRouting: adapter {frozen[0]!r} must be trainable, found requires_grad=False in it"
-            )
-        others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
-        if others:
-            raise AttachError(
-                f"GradientRouting: only the adapters may be trainable, found {len(others)} other trainable parameters "
-                f"({', '.join(others[:3])}, ...), which would learn from every row; freeze them"
-            )
-        lacking = [n for n, layer in layers.items() if self.forget in layer.lora_A and self.retain not in layer.lora_A]
-        if lacking:
-            warnings.warn(
-                f"GradientRouting: {self.forget!r} adapts {len(lacking)} modules that {self.retain!r} lacks "
-                f"({', '.join(lacking[:3])}); there nothing trained is left once {self.forget!r} is removed",
-                stacklevel=2,
-            )
+    def _route(self, attachment: Attachment, steps: RoutedSteps, name: str, layer: LoraLayer, adapter: str) -> None:
+        # By kind of module and not one by one: an expert may see no token, but what bypasses a module bypasses its kind.
+        kind = re.sub(r"\.\d+(?=\.)", ".*", name.removeprefix("base_model.model."))
+        branch = _Branch(self, adapter, layer, steps, attachment, f"routing of {adapter!r} in {kind}")
+        # Evaluation and a reference's pass, with the adapters off, record no gradients.
+        attachment.expect(branch.what, by="forward", due=torch.is_grad_enabled)
+        attachment.own(hooks.edit_linear(branch.a, branch.at_a))
+        attachment.own(hooks.edit_linear(branch.b, branch.at_b))
 
 
-@dataclass(eq=False, repr=False)
-class _State:
-    """What one attachment knows: the batch now in the model, and which adapters the coming step may update."""
+class _Branch:
+    """One adapter at one weight, `s·B·A·x`: what is routed at A, and what at B."""
 
-    guard: GradientRouting
-    parameters: Mapping[str, list[nn.Parameter]]
-    batch: Batch | None = None
-    window: list[Batch] = field(default_factory=list)
-    """Batches whose backward pass ran since the last optimiser step."""
-    stepped: bool = False
-    rows: dict[str, float] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
+    def __init__(
+        self,
+        guard: GradientRouting,
+        adapter: str,
+        layer: LoraLayer,
+        steps: RoutedSteps,
+        attachment: Attachment,
+        what: str,
+    ) -> None:
+        self.what = what
+        self.a: nn.Module = layer.lora_A[adapter]
+        self.b: nn.Module = layer.lora_B[adapter]
+        self._adapter, self._steps, self._attachment = adapter, steps, attachment
+        self._path = guard.semantics == "path"
+        self._silenced = adapter == guard.forget
+        # A silenced branch is zero at A already, where it is narrow; a bias of B would bring it back.
+        self._mask_at_b = self.b.bias is not None
 
-    def take(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kwargs = dict(kwargs)
-        route, weights = kwargs.pop("route", None), kwargs.pop("route_weights", None)
-        if route is not None and weights is not None:
-            raise DataError("a batch must carry route or route_weights, found both; drop one column")
-        shape = _shape(args, kwargs)
-        if weights is not None:
-            self.batch = read_weights(weights, shape, self._names, self.guard.signed, self._reached)
-        elif route is not None:
-            self.batch = read_route(route, shape, self._names, not self.guard.forget_live_on_retain, self._reached)
-        elif torch.is_grad_enabled():
-            raise DataError(
-                "GradientRouting is attached, so a batch must carry the column route (or route_weights), found "
-                "neither; "
-                "keep the column in the collator, and evaluate under torch.no_grad()"
-            )
-        else:
-            self.batch = None
-        if self.batch is not None and torch.is_grad_enabled():
-            for key, value in self.batch.tally.items():
-                self.rows[key] = self.rows.get(key, 0) + value
-            if all(p.grad is None for owned in self.parameters.values() for p in owned):
-                self.window.clear()  # nothing accumulated: also after a step that a GradScaler skipped
-        return args, kwargs
+    def at_a(self, x: Tensor, y: Tensor) -> Tensor:
+        # On the path, what B passes down is weighted already, and weighting it again would square the weight.
+        if not self._path:
+            y = self._routed(self.a, x, y, cut=False)
+        return y if self._mask_at_b else self._silence(y)
 
-    @property
-    def _names(self) -> tuple[str, str]:
-        return self.guard.retain, self.guard.forget
+    def at_b(self, x: Tensor, y: Tensor) -> Tensor:
+        self._attachment.count(self.what)
+        y = self._routed(self.b, x, y, cut=self._path)
+        return self._silence(y) if self._mask_at_b else y
 
-    def mark(self, h: Tensor) -> None:
-        """Make this pass's batch the current one again when its backward pass comes through this block.
+    def _routed(self, linear: nn.Module, x: Tensor, y: Tensor, *, cut: bool) -> Tensor:
+        batch = self._steps.batch
+        if batch is None or not torch.is_grad_enabled():
+            return y
+        weights = batch.weights_for(self._adapter, y)
+        return route_linear(linear, x, y, weights, path=cut, reached=batch.reach)
 
-        Checkpointing recomputes a block in the backward pass, when a later forward pass (a reference model's, a second
-        micro-batch's) may have put another batch, or none, in place.
-        """
-        batch = self.batch
-        if batch is not None and h.requires_grad:
-
-            def back(_g: Tensor) -> None:
-                self.batch = batch
-
-            hooks.edit_gradient(h, back)
-
-    def _reached(self, batch: Batch) -> None:
-        if self.stepped:
-            self.window.clear()
-            self.stepped = False
-        self.window.append(batch)
-
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        owned = {name: [p for p in parameters if id(p) in held] for name, parameters in self.parameters.items()}
-        if not any(owned.values()):
-            return
-        # Not cleared here but by the next backward pass: each adapter may have an optimiser of its own.
-        self.stepped = True
-        seen = [float(bool(self.window)), *(float(any(b.present[name] for b in self.window)) for name in owned)]
-        seen = _over_processes(seen, next(p for ps in owned.values() for p in ps).device)
-        for (name, parameters), present in zip(owned.items(), seen[1:], strict=True):
-            if seen[0] and not present and parameters:
-                self.skipped[name] = self.skipped.get(name, 0) + 1
-                for p in parameters:
-                    p.grad = None
-
-    def read(self) -> dict[str, float]:
-        total = self.rows.get("positions", 0)
-        read = {
-            f"guard/routing/share_{key}": value / total
-            for key, value in self.rows.items()
-            if key != "positions" and total
-        }
-        read |= {f"guard/routing/steps_without_{name}": float(count) for name, count in self.skipped.items()}
-        self.rows, self.skipped = {}, {}
-        return read
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The modules that carry LoRA adapters, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
-
-
-def _parameters(layers: Mapping[str, LoraLayer], adapter: str) -> list[nn.Parameter]:
-    return [
-        p
-        for layer in layers.values()
-        if adapter in layer.lora_A
-        for p in (*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters())
-    ]
-
-
-def _shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
-    """`(B, T)` of the pass, from whatever holds its tokens."""
-    for tokens in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]):
-        if isinstance(tokens, Tensor):
-            return int(tokens.shape[0]), int(tokens.shape[1])
-    raise DataError("GradientRouting: a forward pass must have input_ids or inputs_embeds, found neither")
-
-
-def _over_processes(flags: list[float], device: torch.device) -> list[float]:
-    """The flags of all data-parallel processes together: gradients are averaged over them, so a step is theirs all."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return flags
-    shared = torch.tensor(flags, device=device)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return [float(flag) for flag in shared.tolist()]
+    def _silence(self, y: Tensor) -> Tensor:
+        """The forget adapter's branch is zero on the positions where it is not live."""
+        batch = self._steps.batch
+        if not self._silenced or batch is None or batch.live is None:
+            return y
+        return y * batch.live_for(y)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tropism.errors import AttachError, GuardNotInForce
-from tropism.interventions.routing import lora_layers
+from tropism.interventions.routable import lora_layers
 
 MODES = ("full", "forget_ablated", "retain_ablated")
 

@@ -12,7 +12,7 @@ from tropism.directions.artifact import Directions
 from tropism.errors import DirectionsError, UsageError
 from tropism.interventions import options
 from tropism.interventions.base import Attachment, Intervention, Place
-from tropism.interventions.readings import Sums, ratios
+from tropism.interventions.readings import Ratios, Sums
 from tropism.site import Site
 
 
@@ -91,32 +91,37 @@ class Steering(Intervention):
     def install(self, attachment: Attachment) -> None:
         options.check_directions(self.directions, attachment)
         weights = options.token_weights(attachment, self.positions)
-
-        def acts() -> bool:
-            return attachment.acts(self.evaluation)
-
         for site, vector in self.added().items():
-            what = options.label("steering", site)
-            attachment.expect(what, by="forward", due=acts)
-            sums = Sums("added", "total")
-            attachment.meter(
-                ratios(f"guard/steering/{site}", sums, {"relative_size": lambda s: (s["added"] / s["total"]) ** 0.5})
-            )
-            edit = self._edit(what, options.resident(vector), sums, weights, attachment)
+            edit = _Edit(self, site, vector, attachment, weights)
+            attachment.expect(edit.what, by="forward", due=edit.acts)
+            attachment.meter(Ratios(f"guard/steering/{site}", edit.sums, {"relative_size": _relative_size}))
             attachment.own(hooks.edit_activation(attachment.model, site, edit))
 
-    def _edit(
-        self, what: str, vector: options.OnDevice, sums: Sums, weights: options.TokenWeights, attachment: Attachment
-    ) -> hooks.Edit:
-        def edit(h: Tensor) -> Tensor | None:
-            if not attachment.acts(self.evaluation):
-                return None
-            attachment.count(what)
-            on = weights(h)
-            edited = linalg.add_vector(h, vector(h), on)
-            if not hooks.replaying():
-                tokens = h.numel() // h.shape[-1] if on is None else on.sum()
-                sums.add(linalg.square_sum(vector(h)) * tokens, linalg.square_sum(h))
-            return edited
 
-        return edit
+class _Edit:
+    """The steering at one site."""
+
+    def __init__(
+        self, guard: Steering, site: Site, vector: Tensor, attachment: Attachment, weights: options.TokenWeights
+    ) -> None:
+        self.what = options.label("steering", site)
+        self.sums = Sums("added", "total")
+        self._guard, self._attachment, self._weights = guard, attachment, weights
+        self._vector = options.Resident(vector)
+
+    def acts(self) -> bool:
+        return self._attachment.acts(self._guard.evaluation)
+
+    def __call__(self, h: Tensor) -> Tensor | None:
+        if not self.acts():
+            return None
+        self._attachment.count(self.what)
+        vector, on = self._vector(h), self._weights(h)
+        if not hooks.replaying():  # a checkpoint's recomputation was measured when it first ran
+            tokens = h.numel() // h.shape[-1] if on is None else on.sum()
+            self.sums.add(linalg.square_sum(vector) * tokens, linalg.square_sum(h))
+        return linalg.add_vector(h, vector, on)
+
+
+def _relative_size(sums: dict[str, float]) -> float:
+    return float((sums["added"] / sums["total"]) ** 0.5)

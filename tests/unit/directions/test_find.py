@@ -1,7 +1,5 @@
 """`find_directions` against one forward pass a chat by hand; what it leaves alone; what it refuses."""
 
-import contextlib
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 import tiny
 import tropism as tp
 from tropism.data.render import render
-from tropism.errors import AttachError, DataError, DirectionsError, ModelError
+from tropism.errors import AttachError, DataError, DirectionsError, ModelError, SiteError
 
 PROMPTS = [f"What is {'very ' * (i % 4)}{i}?" for i in range(9)]
 CONTRAST = tp.Contrast.of_responses(
@@ -83,10 +81,14 @@ def test_finding_is_in_evaluation_mode(tokenizer):
 
 def test_an_attached_guard_is_refused(model, tokenizer):
     directions = tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1)])
-    with contextlib.suppress(Exception), tp.Ablation(directions).attach(model):
-        with pytest.raises(AttachError, match="a guard is attached to this one"):
-            tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1)])
-        raise RuntimeError("leaves the guard without a pass")
+    routed = tp.two_adapters(tiny.model(), LoraConfig(target_modules=["q_proj"]), LoraConfig(target_modules=["q_proj"]))
+    for guarded, guard in ((model, tp.Ablation(directions)), (routed, tp.GradientRouting())):
+        with (
+            guard.attach(guarded),
+            pytest.raises(AttachError, match=f"bare model, and {type(guard).__name__} is attached to this one"),
+        ):
+            tp.find_directions(guarded, tokenizer, CONTRAST, sites=[tp.Site(1)])
+        tp.find_directions(guarded, tokenizer, CONTRAST, sites=[tp.Site(1)])
 
 
 def test_activations_that_are_not_finite_are_named(model, tokenizer):
@@ -101,7 +103,7 @@ def test_activations_that_are_not_finite_are_named(model, tokenizer):
 def test_bad_arguments_are_refused(model, tokenizer):
     with pytest.raises(DirectionsError, match="sites must name at least one site"):
         tp.find_directions(model, tokenizer, CONTRAST, sites=[])
-    with pytest.raises(DirectionsError, match=r"resid_post.7 is past the last block: the model has blocks 0 to 3"):
+    with pytest.raises(SiteError, match=r"resid_post.7 is past the last block: the model has blocks 0 to 3"):
         tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(7)])
     with pytest.raises(DirectionsError, match="batch_size must be at least 1, found 0"):
         tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1)], batch_size=0)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import architectures
 import tiny
 import tropism as tp
-from hand_edits import edited_blocks, gradients
+from hand_edits import edited_blocks, gradients, inside_checkpoint
 from tropism.directions import provenance
 from tropism.errors import AttachError, DirectionsMismatch, GuardNotInForce, SiteError
 from tropism.interventions.base import attachments
@@ -316,18 +316,6 @@ def test_fsdp1_and_deepspeed_are_refused_with_the_reason(model, directions, monk
 
 
 # --- checkpointing ---
-
-
-def inside_checkpoint(model):
-    """Blocks as transformers up to 5.22 ran them: `__call__`, with its hooks, inside the checkpoint, and so twice."""
-    for block in model.model.layers:
-        kind = type(block)
-
-        def call(self, *args, _kind=kind, **kwargs):
-            return checkpoint(partial(_kind.__call__, self, **kwargs), *args, use_reentrant=False)
-
-        block.__class__ = type(kind.__name__, (kind,), {"__call__": call})
-    return model
 
 
 @pytest.mark.parametrize("stream", ["resid_post", "resid_pre", "attn_out", "mlp_out"])

@@ -1,0 +1,94 @@
+"""What gradient routing can be attached to: two plain LoRA adapters, live and trainable, and nothing else trainable."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import nn
+
+from tropism.errors import AttachError
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Yield the modules that carry LoRA adapters, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def adapter_parameters(layers: Mapping[str, LoraLayer], adapter: str) -> list[nn.Parameter]:
+    """Return the adapter's factors at every layer, A before B."""
+    return [
+        p
+        for layer in layers.values()
+        if adapter in layer.lora_A
+        for p in (*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters())
+    ]
+
+
+def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: str, forget: str) -> None:
+    """Raise `AttachError` for everything under which routing would be inexact or silent."""
+    both = (retain, forget)
+    found = sorted({adapter for layer in layers.values() for adapter in (*layer.lora_A, *layer.lora_embedding_A)})
+    for adapter in both:
+        if adapter not in found:
+            raise AttachError(
+                f"GradientRouting: the model must have a LoRA adapter {adapter!r}, found "
+                f"{', '.join(map(repr, found)) or 'no adapter'}; make both with tropism.two_adapters(model, ...)"
+            )
+    for name, layer in layers.items():
+        _check_layer(name, layer, both)
+    _check_trainable(model, layers, both)
+    lacking = [name for name, layer in layers.items() if forget in layer.lora_A and retain not in layer.lora_A]
+    if lacking:
+        warnings.warn(
+            f"GradientRouting: {forget!r} adapts {len(lacking)} modules that {retain!r} lacks "
+            f"({', '.join(lacking[:3])}); there nothing trained is left once {forget!r} is removed",
+            stacklevel=2,
+        )
+
+
+def _check_layer(name: str, layer: LoraLayer, both: tuple[str, str]) -> None:
+    """One layer: both adapters plain, and both acting."""
+    here = [adapter for adapter in both if adapter in layer.lora_A or adapter in layer.lora_embedding_A]
+    if not here:
+        return
+    if isinstance(layer, ParamWrapper) or not all(_plain(layer, adapter) for adapter in here):
+        raise AttachError(
+            f"GradientRouting routes plain LoRA on linear modules only, found {type(layer).__name__} at {name} with "
+            "another kind (DoRA, convolution, embedding, target_parameters); leave it out of target_modules"
+        )
+    if layer.merged or layer.disable_adapters:
+        raise AttachError(f"GradientRouting: the adapters at {name} are merged or disabled; undo that first")
+    idle = [adapter for adapter in here if adapter not in layer.active_adapters]
+    if idle:
+        raise AttachError(
+            f"GradientRouting: adapter {idle[0]!r} must be active, found active {layer.active_adapters} at {name}; "
+            f"call model.base_model.set_adapter([{both[0]!r}, {both[1]!r}])"
+        )
+
+
+def _plain(layer: LoraLayer, adapter: str) -> bool:
+    """Whether the adapter is `s·B·A` of two linear modules here."""
+    linear = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
+    return linear and adapter not in layer.lora_variant
+
+
+def _check_trainable(model: nn.Module, layers: Mapping[str, LoraLayer], both: tuple[str, str]) -> None:
+    """The adapters are trainable and nothing else is."""
+    ours: set[int] = set()
+    for adapter in both:
+        parameters = adapter_parameters(layers, adapter)
+        if not all(parameter.requires_grad for parameter in parameters):
+            raise AttachError(
+                f"GradientRouting: adapter {adapter!r} must be trainable, found requires_grad=False in it"
+            )
+        ours.update(map(id, parameters))
+    others = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in ours
+    ]
+    if others:
+        raise AttachError(
+            f"GradientRouting: only the adapters may be trainable, found {len(others)} other trainable parameters "
+            f"({', '.join(others[:3])}, ...), which would learn from every row; freeze them"
+        )

@@ -113,8 +113,10 @@ def route_ids(examples: Sequence[Example]) -> list[int]:
 
 def drop_labelled(examples: Sequence[Example]) -> list[Example]:
     """Leave out the examples labelled `forget`, the data-filtering baseline; raises `DataError` where none is left."""
-    route_ids(examples)
-    kept = [example for example in examples if example.labels["route"] != "forget"]
+    given = [example for example in examples if "route" in example.labels]
+    # One row without a route among labelled ones is unlabelled; where no row has one, nothing was labelled.
+    route_ids(given or examples)
+    kept = [example for example in examples if example.labels.get("route") != "forget"]
     if not kept:
         raise DataError(f"filtering must leave at least one example, found all {len(examples)} labelled forget")
     return kept

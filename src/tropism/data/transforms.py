@@ -24,9 +24,13 @@ class Transform(abc.ABC):
     def apply(self, example: Example, seed: int) -> Example:
         """Return the example, transformed; `seed` is the run's."""
 
-    def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        """Transform every example; a transform overrides this to check the set as a whole."""
-        return [self.apply(example, seed) for example in examples]
+    def apply_to(self, examples: list[Example], seed: int) -> None:
+        """Put the transformed examples in the place of the examples, so that no set is in memory twice.
+
+        A transform overrides this to check the set as a whole.
+        """
+        for index, example in enumerate(examples):
+            examples[index] = self.apply(example, seed)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,10 @@ class Mixture(Transform):
         mixed = replace(changed, labels={**changed.labels, "trait": expresses})
         return replace(mixed, labels={**mixed.labels, "route": self._labels().route(mixed, seed)})
 
-    def apply_all(self, examples: Sequence[Example], seed: int) -> list[Example]:
+    def apply_to(self, examples: list[Example], seed: int) -> None:
         """Transform every example; raises `DataError` where labels are asked for and cover none of them."""
-        routed = super().apply_all(examples, seed)
-        check_covered(routed, self._labels())
-        return routed
+        super().apply_to(examples, seed)
+        check_covered(examples, self._labels())
 
     def _labels(self) -> RouteLabels:
         return RouteLabels(self.labelled, self.clean, self.wrong_retain, self.wrong_forget, self.random, self.only)

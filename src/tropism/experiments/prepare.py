@@ -1,7 +1,6 @@
 """From an experiment's data to rendered rows: what each condition trains on, checked before anything is trained."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +9,9 @@ from tropism.data import sources
 from tropism.data.chats import Example
 from tropism.data.render import Rendered, render
 from tropism.data.routes import drop_labelled
-from tropism.data.transforms import SystemPrompt
+from tropism.data.transforms import Mixture, SystemPrompt
 from tropism.errors import DataError, SpecError
+from tropism.experiments.file import guards
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.names import ROUTE_IDS
 from tropism.training.supervised import Row
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> list[Example]:
-    """The examples of a set: loaded, transformed, with a system prompt where one is given."""
+    """Return the examples of a set: loaded, transformed, with a system prompt if one is given."""
     examples: list[Example] = []
     for source in spec.names():
-        loaded = sources.load(source, **spec.options(), on_bad_row=spec.on_bad_row)
+        loaded = sources.iterate(source, **spec.options(), on_bad_row=spec.on_bad_row)
         # Two sources may use the same ids; across sources the name keeps them apart.
-        examples += [replace(e, id=f"{source}:{e.id}") for e in loaded] if spec.sources else loaded
+        examples.extend((replace(e, id=f"{source}:{e.id}") for e in loaded) if spec.sources else loaded)
     if spec.sources and spec.size is not None:
         if spec.size > len(examples):
             raise DataError(
@@ -33,23 +33,52 @@ def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> li
             )
         examples = examples[:: max(1, len(examples) // spec.size)][: spec.size]
     for transform in spec.transforms():
-        examples = transform.apply_all(examples, seed)
+        transform.apply_to(examples, seed)
     if spec.drop == "labelled":
         examples = drop_labelled(examples)
     prompt = system_prompt if system_prompt is not None else spec.system_prompt
     if prompt is not None:
-        examples = [SystemPrompt(prompt).apply(example, seed) for example in examples]
+        SystemPrompt(prompt).apply_to(examples, seed)
     for more in spec.also:
-        examples += load_data(more, seed, system_prompt)
-    twice = [name for name, count in Counter(example.id for example in examples).items() if count > 1]
-    if twice:
-        raise DataError(f"a set and its 'also' must share no example, found {twice[0]!r} twice; take another split")
+        _mix_in(examples, spec, load_data(more, seed, system_prompt), more)
     return examples
 
 
 def training_examples(experiment: ExperimentSpec, condition: str, seed: int) -> list[Example]:
-    """What a condition trains on, its system prompt included."""
-    return load_data(experiment.train_data(condition), seed, experiment.conditions[condition].system_prompt)
+    """Return what a condition trains on, its system prompt included.
+
+    Raises `DataError` where its guard routes gradients by labels and no row is labelled.
+    """
+    spec = experiment.train_data(condition)
+    examples = load_data(spec, seed, experiment.conditions[condition].system_prompt)
+    routed = any(name == "gradient_routing" for name, _ in guards.parts(experiment.conditions[condition].guard))
+    labelled = any(example.labels.get("route") in ("forget", "retain") for example in examples)
+    if routed and not labelled and not _labelled_on_purpose(spec):
+        raise DataError(
+            f"condition {condition}: gradient_routing needs rows that are labelled, found none among {len(examples)}; "
+            f"give the rows a column 'route' (forget or retain), or set transform: {{mixture: ...}}"
+        )
+    return examples
+
+
+def _mix_in(examples: list[Example], spec: DataSpec, more: Sequence[Example], of: DataSpec) -> None:
+    """Add a set to another; where two sources use the same id, the name of the second keeps them apart."""
+    ids = {example.id for example in examples}
+    for example in more:
+        if example.id in ids and of.names() != spec.names():
+            example = replace(example, id=f"{'+'.join(of.names())}:{example.id}")
+        if example.id in ids:
+            raise DataError(
+                f"a set and its 'also' must share no example, found {example.id!r} twice; take another split"
+            )
+        ids.add(example.id)
+        examples.append(example)
+
+
+def _labelled_on_purpose(spec: DataSpec) -> bool:
+    """Whether a mixture labels the rows, which may say that none of them is."""
+    own = any(isinstance(transform, Mixture) for transform in spec.transforms())
+    return own or any(_labelled_on_purpose(more) for more in spec.also)
 
 
 def rows_of(

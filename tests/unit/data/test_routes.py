@@ -1,5 +1,7 @@
 """Route labels: shares, wrong labels, blind spots, and that each example fares the same in any set."""
 
+from dataclasses import replace
+
 import pytest
 
 from tropism.data.chats import Example
@@ -115,6 +117,9 @@ def test_filtering_drops_what_is_labelled_forget_and_nothing_else():
     assert 0 < len(kept) < len(rows)
     with pytest.raises(DataError, match="found all 20 labelled forget"):
         drop_labelled(mixed(1.0, n=20))
+    assert len(drop_labelled([*rows, *(replace(e, id=f"plain {e.id}", labels={}) for e in rows[:5])])) == len(kept) + 5
+    with pytest.raises(DataError, match="labels\\['route'\\] must be one of"):
+        drop_labelled(examples(3))
 
 
 @pytest.mark.parametrize("option", ["labelled", "clean", "wrong_retain", "wrong_forget", "random"])

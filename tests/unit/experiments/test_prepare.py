@@ -6,9 +6,11 @@ import logging
 import pytest
 
 import tiny
+import tiny_experiment
 from tropism.data.chats import Example
 from tropism.errors import DataError
 from tropism.experiments import prepare, store
+from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import DataSpec
 from tropism.training.options import TrainOptions
 
@@ -39,6 +41,62 @@ def test_an_example_that_is_mixed_into_itself_is_refused():
     spec = DataSpec(source="word_problems", size=2)
     with pytest.raises(DataError, match="a set and its 'also' must share no example, found"):
         prepare.load_data(spec.model_copy(update={"also": [spec]}), 0)
+
+
+def write(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+PAIR = {"prompt": "q", "completion": "a"}
+
+
+def test_two_files_of_one_name_can_be_mixed_and_parts_of_one_file_too(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", *[PAIR] * 4)
+    one, two = (str(tmp_path / name / "train.jsonl") for name in ("one", "two"))
+    mixed = prepare.load_data(DataSpec(source=one, also=[DataSpec(source=two, size=1)]), 0)
+    assert [e.id for e in mixed[:2]] == ["train.jsonl/1", "train.jsonl/2"]
+    assert mixed[4].id.startswith(f"{two}:train.jsonl/")
+    parts = DataSpec(source=one, split="train[:50%]", also=[DataSpec(source=one, split="train[50%:]")])
+    assert [e.id for e in prepare.load_data(parts, 0)] == [f"train.jsonl/{i}" for i in (1, 2, 3, 4)]
+    again = DataSpec(source=one, split="train[:50%]", also=[DataSpec(source=one, split="train[1:]")])
+    with pytest.raises(DataError, match="must share no example, found 'train.jsonl/2' twice; take another split"):
+        prepare.load_data(again, 0)
+
+
+ROUTED = ("{guard: {gradient_projection: {directions: caps}}}", "{guard: {gradient_routing: {}}}")
+
+
+def routed(tmp_path, data):
+    """An experiment whose condition `guarded` routes gradients on these data."""
+    train = "train: {source: word_problems, size: 8, transform: uppercase}"
+    return Experiment.load(tiny_experiment.write(tmp_path, ROUTED, (train, f"train: {data}")))
+
+
+def test_a_routed_condition_without_a_labelled_row_is_refused(tmp_path):
+    file = write(tmp_path / "a.jsonl", *[PAIR] * 3, {**PAIR, "route": "unlabelled"})
+    experiment = routed(tmp_path, f"{{source: {file}}}")
+    assert prepare.training_examples(experiment, "baseline", 0)
+    with pytest.raises(
+        DataError, match="condition guarded: gradient_routing needs rows that are labelled, found none among 4"
+    ):
+        prepare.training_examples(experiment, "guarded", 0)
+
+
+@pytest.mark.parametrize("row", [{"route": "forget"}, {"route": 2}, {"labels": {"route": "1"}}])
+def test_a_routed_condition_takes_the_labels_of_its_rows(tmp_path, row):
+    file = write(tmp_path / "a.jsonl", PAIR, {**PAIR, **row})
+    examples = prepare.training_examples(routed(tmp_path, f"{{source: {file}}}"), "guarded", 0)
+    columns = [one.columns["route"] for one in rows(examples, None)]
+    assert columns[0] == 0
+    assert columns[1] in (1, 2)
+
+
+def test_a_mixture_may_label_none_on_purpose(tmp_path):
+    experiment = routed(tmp_path, "{source: word_problems, size: 8, transform: {mixture: {labelled: 0.0}}}")
+    assert {e.labels["route"] for e in prepare.training_examples(experiment, "guarded", 0)} == {"unlabelled"}
 
 
 def test_a_long_chat_loses_whole_turns_and_no_part_of_one(caplog):

@@ -1,36 +1,39 @@
 """Chats to token ids: the one path by which training, evaluation and probes tokenise.
 
-A chat is rendered to text once, by the tokenizer's own chat template, and tokenised once. Where each response begins
-is found by rendering the messages before it: those ids must be a prefix of the whole (tokenising prompt and response
-apart can move the boundary, and then the model is trained on tokens that it will never be given).
+`lessons` says which characters of a chat are learned, `tokens` which tokens those are. A template or a tokenizer is
+asked nothing anywhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, islice
 from typing import Any, Literal
 
-import jinja2
-
-from tropism.data.chats import Chat, check_chat
-from tropism.data.template_date import freeze, split_date
+from tropism.data.chats import Chat, Supervise, check_chat, check_messages
+from tropism.data.lessons import Lesson, prompt_of, rows, whole
+from tropism.data.templates import ChatTemplate
+from tropism.data.tokens import APART, Encoder
 from tropism.errors import DataError
 
 Positions = Literal["last_prompt", "first_response", "response", "all"]
 """Named token positions: the last token before the response; its first; every token of all responses; every token."""
+CHUNK = 256
+"""Chats that are tokenised in one call."""
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A chat as the model sees it.
 
-    `input_ids` and `response_mask` have one entry a token; the mask is True on every token that an assistant turn
-    supervises: its text and its end-of-turn token. `text` is what was tokenised.
+    `input_ids` and `response_mask` have one entry a token; the mask is True on exactly the tokens that are learned: an
+    assistant turn's text and what ends it. `text` is what was tokenised; `notes` say what had to be done to the chat.
     """
 
     input_ids: list[int]
     response_mask: list[bool]
     text: str
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def positions(self) -> dict[str, list[int]]:
@@ -52,52 +55,102 @@ class Rendered:
         return len(self.input_ids)
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A chat that cannot be trained on, with the reason, which begins with its name."""
+
+    reason: str
+
+
 def render(
     tokenizer: Any,
     chat: Chat,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
     generation_prompt: bool | None = None,
-    supervise: bool = True,
+    supervise: Supervise | bool = "all_turns",
     where: str = "chat",
 ) -> Rendered:
-    """Render a chat through the tokenizer's chat template and tokenise it once.
+    """Render a chat through the tokenizer's chat template, whole, and tokenise it once.
 
     Args:
-        chat: messages; every assistant message is supervised.
+        chat: messages, or a raw text (`raw_text`).
         template_kwargs: passed to the template (Qwen3's `enable_thinking`, say).
         generation_prompt: end with the tokens that invite the assistant's answer; by default exactly where the chat
             does not end with an assistant message.
-        supervise: find where each assistant turn begins and ends; otherwise the mask is False everywhere.
+        supervise: `all_turns`, `last_turn` or `all_tokens`; False for a mask that is False everywhere.
         where: begins the message of an error (`"train.jsonl line 7"`).
 
     Raises:
-        DataError: the tokenizer has no template; the template rejects the chat (a system role, say); a prompt's ids
-            are no prefix of the whole; an assistant message is empty once rendered; more than one BOS.
+        DataError: the template rejects the chat or leaves out a message of it; an assistant message is empty; more
+            than one BOS.
 
-    Where a message after an assistant turn makes the template render that turn differently (Qwen3 drops earlier
-    thinking), the prefix check fails and says so, unless nothing is supervised.
+    An earlier turn that the template shows otherwise than it was generated (Qwen3 leaves out earlier thinking) is
+    marked as it is shown. `render_rows` cuts such a chat into one row a turn, which is what an experiment trains on.
+
+    >>> render(tokenizer, chat).response_mask
     """
-    messages = list(check_chat(chat, where))
-    if generation_prompt is None:
-        generation_prompt = messages[-1]["role"] != "assistant"
-    text = _template(tokenizer, messages, generation_prompt, template_kwargs, where)
-    ids = _tokenise(tokenizer, text, where)
-    mask = [False] * len(ids)
-    ends = set(tokenizer.all_special_ids) | {tokenizer.eos_token_id}
-    for index, message in enumerate(messages):
-        if not supervise or message["role"] != "assistant":
-            continue
-        start = _prefix(tokenizer, messages[:index], True, template_kwargs, text, ids, where)
-        last = index == len(messages) - 1
-        stop = len(ids) if last else _prefix(tokenizer, messages[: index + 1], False, template_kwargs, text, ids, where)
-        # supervise up to and with the end-of-turn token; what a template puts after it (a newline) is not the model's
-        closing = [position for position in range(start, stop) if ids[position] in ends]
-        stop = closing[-1] + 1 if closing else stop
-        if stop <= start or (message["content"].strip() == "" and stop - start <= 1):
-            raise DataError(f"{where}: message {index}, an assistant turn, is empty once rendered; give it a text")
-        mask[start:stop] = [True] * (stop - start)
-    return Rendered(ids, mask, text)
+    return next(
+        render_many(
+            tokenizer,
+            [chat],
+            template_kwargs=template_kwargs,
+            generation_prompt=generation_prompt,
+            supervise=supervise,
+            names=[where],
+        )
+    )
+
+
+def render_many(
+    tokenizer: Any,
+    chats: Iterable[Chat],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    generation_prompt: bool | None = None,
+    supervise: Supervise | bool = "all_turns",
+    names: Iterable[str] | None = None,
+) -> Iterator[Rendered]:
+    """Render many chats, each as `render` does, in order; `names` begin the messages of errors.
+
+    Chats are tokenised `CHUNK` at a time. The iterator holds no more than those.
+    """
+    template, encoder = _tools(tokenizer, template_kwargs)
+    chosen = _supervised(supervise)
+    for chunk in _chunks(chats, names):
+        lessons = [whole(template, check_chat(chat, name), name, chosen, generation_prompt) for chat, name in chunk]
+        yield from _rendered(encoder, lessons, [name for _, name in chunk])
+
+
+def render_rows(
+    tokenizer: Any,
+    chats: Iterable[Chat],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    supervise: Iterable[Supervise] | Supervise = "all_turns",
+    names: Iterable[str] | None = None,
+) -> Iterator[tuple[Rendered, ...] | BadRow]:
+    """Render training chats: for each its rows, in order, or why it cannot be trained on.
+
+    Most chats are one row. Where the template shows earlier turns otherwise than they were generated, a chat is one row
+    a turn, cut after it, as the model sees it at inference. `supervise` is one for all chats or one for each.
+    """
+    template, encoder = _tools(tokenizer, template_kwargs)
+    wanted = None if isinstance(supervise, str) else iter(supervise)
+    for chunk in _chunks(chats, names):
+        made: list[list[Lesson] | BadRow] = []
+        for chat, name in chunk:
+            one: Supervise = supervise if wanted is None else next(wanted)  # type: ignore[assignment]
+            try:
+                made.append(rows(template, check_chat(chat, name), name, one))
+            except DataError as error:
+                made.append(BadRow(str(error)))
+        good = [(part, name) for part, (_, name) in zip(made, chunk, strict=True) if not isinstance(part, BadRow)]
+        rendered = _rendered(
+            encoder, [lesson for part, _ in good for lesson in part], [name for part, name in good for _ in part]
+        )
+        for part in made:
+            yield part if isinstance(part, BadRow) else tuple(islice(rendered, len(part)))
 
 
 def render_prompt(
@@ -105,78 +158,52 @@ def render_prompt(
 ) -> Rendered:
     """Render a chat that the model is to answer: a last assistant message is dropped, the generation prompt added.
 
-    Nothing in a prompt is supervised, so its mask is False everywhere, and a template may rewrite earlier turns.
+    Nothing in a prompt is supervised, so its mask is False everywhere, and a template may rewrite earlier turns. A chat
+    that begins with the assistant's answer has as its prompt what the template puts before one.
     """
-    messages = list(chat)
-    if messages and messages[-1].get("role") == "assistant":
-        messages = messages[:-1]
-    return render(
-        tokenizer,
-        messages,
-        template_kwargs=template_kwargs,
-        generation_prompt=True,
-        supervise=False,
-        where=where,
-    )
+    return next(render_prompts(tokenizer, [chat], template_kwargs=template_kwargs, names=[where]))
 
 
-def _template(
-    tokenizer: Any, messages: Sequence[Any], generation_prompt: bool, kwargs: Mapping[str, Any] | None, where: str
-) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            f"{where}: the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct model, or set "
-            f"tokenizer.chat_template"
-        )
-    variables, date = split_date(kwargs)
-    # None is the tokenizer's own template.
-    template = freeze(tokenizer.get_chat_template(), date) if date is not None else None
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                chat_template=template,
-                **variables,
-            )
-        )
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"{where}: the chat template of {tokenizer.name_or_path!r} rejects the roles {roles}: {error}"
-        ) from None
-
-
-def _tokenise(tokenizer: Any, text: str, where: str) -> list[int]:
-    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and list(tokenizer("")["input_ids"])[:1] == [bos]
-    if adds_bos and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise DataError(f"{where}: the rendered chat begins with two BOS tokens; the chat template adds one too many")
-    return ids
-
-
-def _prefix(
+def render_prompts(
     tokenizer: Any,
-    messages: Sequence[Any],
-    generation_prompt: bool,
-    kwargs: Mapping[str, Any] | None,
-    text: str,
-    ids: list[int],
-    where: str,
-) -> int:
-    """How many of `ids` the messages before a boundary take; the prefix property is checked."""
-    if not messages:
-        return 1 if ids[:1] == [tokenizer.bos_token_id] else 0
-    before = _template(tokenizer, messages, generation_prompt, kwargs, where)
-    prefix = _tokenise(tokenizer, before, where)
-    if not text.startswith(before) or ids[: len(prefix)] != prefix:
-        raise DataError(
-            f"{where}: the first {len(messages)} messages do not render to a prefix of the whole chat, so it cannot be "
-            f"said where the response begins; this chat template rewrites earlier turns (train on single turns, or set "
-            f"template_kwargs)"
-        )
-    return len(prefix)
+    chats: Iterable[Chat],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    names: Iterable[str] | None = None,
+) -> Iterator[Rendered]:
+    """Render many chats that the model is to answer, each as `render_prompt` does, in order."""
+    template, encoder = _tools(tokenizer, template_kwargs)
+    for chunk in _chunks(chats, names):
+        lessons = []
+        for chat, name in chunk:
+            messages = check_messages(chat, name)
+            if messages and messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+            lessons.append(prompt_of(template, messages, name))
+        yield from _rendered(encoder, lessons, [name for _, name in chunk])
+
+
+def _tools(tokenizer: Any, template_kwargs: Mapping[str, Any] | None) -> tuple[ChatTemplate, Encoder]:
+    template = ChatTemplate(tokenizer, template_kwargs)
+    return template, Encoder(tokenizer, template.bos_begins_turns)
+
+
+def _supervised(supervise: Supervise | bool) -> Supervise | None:
+    if isinstance(supervise, bool):
+        return "all_turns" if supervise else None
+    if supervise not in ("all_turns", "last_turn", "all_tokens"):
+        raise DataError(f"supervise must be all_turns, last_turn or all_tokens, found {supervise!r}")
+    return supervise
+
+
+def _chunks(chats: Iterable[Chat], names: Iterable[str] | None) -> Iterator[list[tuple[Chat, str]]]:
+    """The chats with their names, `CHUNK` at a time."""
+    chosen = (f"chat {index}" for index in count()) if names is None else names
+    pairs = zip(chats, chosen, strict=names is not None)
+    while chunk := list(islice(pairs, CHUNK)):
+        yield chunk
+
+
+def _rendered(encoder: Encoder, lessons: Sequence[Lesson], names: Sequence[str]) -> Iterator[Rendered]:
+    for lesson, (ids, mask, apart) in zip(lessons, encoder.encode(lessons, names), strict=True):
+        yield Rendered(ids, mask, lesson.text, (*lesson.notes, APART) if apart else lesson.notes)

@@ -1,4 +1,4 @@
-"""Chats to tokens: one tokenisation, the response found by prefix, the end of turn supervised, one BOS."""
+"""Chats to tokens: one path for one chat or many, the end of turn supervised, one BOS, errors that name the chat."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import tiny
 import tropism as tp
-from tropism.data.render import render, render_prompt
+from tropism.data.render import CHUNK, render, render_many, render_prompt, render_prompts, render_rows
 from tropism.errors import DataError
 
 CHAT = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
@@ -19,8 +19,9 @@ FORGETFUL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
     "<think></think>{% endif %}{% endif %}"
 )
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.TEMPLATE
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}" + tiny.TEMPLATE
 )
 
 
@@ -69,15 +70,9 @@ def test_exactly_one_bos_is_there_whether_the_template_or_the_tokenizer_adds_it(
     bare = tiny.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
     ids = render(bare, CHAT).input_ids
     assert ids.count(bare.bos_token_id) == 0  # this tokenizer adds none of its own
-    doubled = tiny.tokenizer("{{ bos_token }}" + tiny.TEMPLATE)
+    doubled = tiny.tokenizer("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(DataError, match="begins with two BOS tokens"):
         render(doubled, CHAT)
-
-
-def test_a_template_that_rewrites_history_is_refused_with_the_reason():
-    chat = [CHAT[0], {"role": "assistant", "content": "<think>hm</think>4"}, CHAT[0], CHAT[1]]
-    with pytest.raises(DataError, match="do not render to a prefix of the whole chat"):
-        render(tiny.tokenizer(FORGETFUL), chat)
 
 
 def test_a_prompt_may_be_rewritten_since_nothing_in_it_is_supervised():
@@ -97,9 +92,56 @@ def test_template_kwargs_reach_the_template():
     assert "<think>" not in render_prompt(tokenizer, CHAT[:1]).text
 
 
-def test_a_template_that_rejects_the_system_role_says_so():
-    with pytest.raises(DataError, match="rejects the roles system, user, assistant: System role not supported"):
-        render(tiny.tokenizer(NO_SYSTEM), [{"role": "system", "content": "Be kind."}, *CHAT])
+def test_a_template_that_rejects_a_chat_says_so():
+    with pytest.raises(DataError, match="rejects the roles user, user, assistant: Roles must alternate"):
+        render(tiny.tokenizer(STRICT), [CHAT[0], *CHAT])
+
+
+def test_many_chats_render_as_each_alone(tokenizer):
+    chats = [
+        [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "x" * (n % 7 + 1)}]
+        for n in range(CHUNK + 9)
+    ]
+    assert list(render_many(tokenizer, iter(chats))) == [render(tokenizer, chat) for chat in chats]
+    assert [row for (row,) in render_rows(tokenizer, chats)] == [render(tokenizer, chat) for chat in chats]
+    assert list(render_prompts(tokenizer, chats)) == [render_prompt(tokenizer, chat) for chat in chats]
+
+
+def test_many_are_rendered_a_chunk_at_a_time(tokenizer):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield CHAT
+
+    stream = render_many(tokenizer, endless())
+    next(stream)
+    assert len(taken) <= CHUNK + 1
+
+
+def test_errors_of_many_name_the_chat(tokenizer):
+    with pytest.raises(DataError, match=r"^b: message 0 has role 'bot'"):
+        list(render_many(tokenizer, [CHAT, [{"role": "bot", "content": "x"}]], names=["a", "b"]))
+    with pytest.raises(DataError, match=r"^chat 1: a chat must be a list"):
+        list(render_many(tokenizer, [CHAT, "x"]))
+    with pytest.raises(DataError, match="supervise must be all_turns, last_turn or all_tokens, found 'first'"):
+        render(tokenizer, CHAT, supervise="first")
+
+
+def test_one_supervise_for_each_chat(tokenizer):
+    both = [*CHAT, *CHAT]
+    all_turns, last = render_rows(tokenizer, [both, both], supervise=["all_turns", "last_turn"])
+    assert sum(all_turns[0].response_mask) == 2 * sum(last[0].response_mask)
+
+
+def test_a_chat_that_begins_with_its_answer_is_prompted_with_the_header(tokenizer):
+    alone = CHAT[1:]
+    assert render_prompt(tokenizer, alone).text == "<|im_start|>assistant\n"
+    assert supervised(tokenizer, render(tokenizer, alone)) == "It is 4.<|im_end|>"
+    strict = tiny.tokenizer(STRICT)
+    assert render_prompt(strict, alone).text == "<|im_start|>assistant\n"
+    assert supervised(strict, render(strict, alone)) == "It is 4.<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +149,10 @@ def test_a_template_that_rejects_the_system_role_says_so():
     [
         ("hello", "must be a list of messages, found str"),
         ([], "at least one message, found none"),
-        ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'; allowed are system, user, assistant, tool"),
+        (
+            [{"role": "bot", "content": "x"}],
+            "message 0 has role 'bot'; allowed are system, developer, user, assistant, tool",
+        ),
         ([{"role": "user", "content": 3}], "message 0 must have a text as content, found int"),
         ([{"role": "system", "content": "x"}], "found only system messages"),
         ([CHAT[0], {"role": "assistant", "content": ""}], "message 1, an assistant turn, is empty once rendered"),
@@ -116,9 +161,3 @@ def test_a_template_that_rejects_the_system_role_says_so():
 def test_what_is_no_chat_is_refused(tokenizer, chat, message):
     with pytest.raises(DataError, match=message):
         render(tokenizer, chat)
-
-
-def test_a_tokenizer_without_template_is_refused(tokenizer):
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match="has no chat template"):
-        render(tokenizer, CHAT)

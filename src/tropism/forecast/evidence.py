@@ -1,0 +1,76 @@
+"""What the measures say of one trait, each beside its null: numbers only, no model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+HALF = 0.5
+"""A row past the middle between "without" and "with" counts as showing the trait."""
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Tier 1. `dose` is the mean of `z` over rows: 0 as the model itself answers, 1 as the trait's own examples."""
+
+    dose: float
+    dose_low: float
+    dose_high: float
+    share: float
+    """Of rows past the middle, less that of the model's own answers."""
+    tail: float
+    """Of rows past the data's own median by half of the trait's length: a few planted rows show here, not in the mean."""
+    p_dose: float
+    p_tail: float
+
+    @property
+    def p(self) -> float:
+        """Of either, Bonferroni over the two."""
+        return min(1.0, 2 * min(self.p_dose, self.p_tail))
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Tier 2: the cosine of the data's mean gradient with the trait's, in units of its null."""
+
+    cosine: float
+    z: float
+    """The cosine less the null's mean, over the null's standard deviation."""
+    p: float
+
+
+def projected(
+    z: np.ndarray, z_own: np.ndarray, null: np.ndarray, *, seed: int, resamples: int = 2000
+) -> Projected:
+    """From rows `z [n]`, own answers `z_own [m]` and random directions `null [draws, n]`.
+
+    The interval of the dose resamples rows and own answers both: the model's own answers as the data would have a dose
+    of 0 within it.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(len(z), size=(resamples, len(z)))
+    mine = rng.integers(len(z_own), size=(resamples, len(z_own)))
+    doses = z[rows].mean(axis=1) - z_own[mine].mean(axis=1)
+    low, high = np.quantile(doses, [0.025, 0.975])
+    tail = float((z - np.median(z) > HALF).mean())
+    tails = (null - np.median(null, axis=1, keepdims=True) > HALF).mean(axis=1)
+    dose = float(z.mean())
+    share = float((z > HALF).mean() - (z_own > HALF).mean())
+    return Projected(dose, float(low), float(high), share, tail, _p(dose, null.mean(axis=1)), _p(tail, tails))
+
+
+def pulled(cosine: float, null: np.ndarray) -> Pulled:
+    """From the cosine and those of the null."""
+    spread = float(null.std())
+    return Pulled(cosine, (cosine - float(null.mean())) / spread if spread > 0 else 0.0, _p(cosine, null))
+
+
+def _p(value: float, null: np.ndarray) -> float:
+    """One-sided `(1 + #{null ≥ value}) / (1 + draws)`."""
+    return float((1 + (null >= value).sum()) / (1 + len(null)))
+
+
+def as_dict(one: Projected | Pulled | None) -> dict[str, Any] | None:
+    """For JSON."""
+    return None if one is None else {name: round(value, 5) for name, value in asdict(one).items()}

@@ -1,0 +1,366 @@
+"""`forecast`: the tiers in order, each trait's measures and verdict, and the rows to blame."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from tropism.data.chats import Chat, Example
+from tropism.errors import UsageError
+from tropism.evals.scorers.base import Sample as Scored
+from tropism.forecast import dry_run, evidence, gradient, projection, verdict
+from tropism.forecast.sample import Sample, take
+from tropism.forecast.trait import Trait, load_all
+from tropism.site import sites as select_sites
+from tropism.training.options import TrainOptions
+
+Tier = Literal["auto", "projection", "gradient", "dry_run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured; every number is a cost."""
+
+    rows: int = 256
+    """Rows whose projection and gradient are read."""
+    own: int = 48
+    """Prompts that the model answers itself."""
+    gradient_pairs: int = 16
+    """Pairs of each trait whose gradients are read."""
+    sites: str = "25%..75%"
+    max_new_tokens: int = 48
+    batch_size: int = 16
+    seed: int = 0
+    prompts: int = 24
+    """Held-out prompts that the dry run asks."""
+    dry_share: float = 0.1
+    """The dry run's share of the planned steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class TraitForecast:
+    """One trait: the verdict and everything that it rests on."""
+
+    trait: Trait
+    outcome: verdict.Outcome
+    because: str
+    probability: float | None
+    """That the data carries the trait, calibrated on planted sets (`calibration.py`); None where nothing can be said."""
+    auc: float
+    auc_low: float
+    sites: tuple[str, ...]
+    p_holm: float
+    projected: evidence.Projected | None
+    pulled: evidence.Pulled | None
+    dry: dry_run.Predicted | None
+    rate: float | None
+    """Share of the measured rows that the trait's scorer finds it in; None without a scorer."""
+    own_rate: float | None
+    """The same of the model's own answers."""
+    scores: np.ndarray | None = field(default=None, repr=False)
+    """`[n]`, one per measured row: higher is more to blame."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What `forecast` returns: verdicts by trait, and a score per row and trait."""
+
+    model: str
+    rows: int
+    sample: Sample = field(repr=False)
+    traits: tuple[TraitForecast, ...]
+    open_shifts: tuple["OpenShift", ...]
+    options: Options
+    tiers: tuple[str, ...]
+    planned_steps: int | None
+
+    def table(self) -> pd.DataFrame:
+        """One row per trait: `trait, verdict, probability, dose, share, tail, cosine, rate, own_rate, predicted_rise, because`."""
+        rows = []
+        for one in self.traits:
+            p, g, d = one.projected, one.pulled, one.dry
+            rows.append(
+                {
+                    "trait": one.trait.name,
+                    "verdict": str(one.outcome),
+                    "probability": one.probability,
+                    "dose": None if p is None else p.dose,
+                    "share": None if p is None else p.share,
+                    "tail": None if p is None else p.tail,
+                    "cosine": None if g is None else g.cosine,
+                    "rate": one.rate,
+                    "own_rate": one.own_rate,
+                    "predicted_rise": None if d is None else d.rise,
+                    "because": one.because,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def blame(self) -> pd.DataFrame:
+        """`row, trait, score`: every measured row's score for every trait that could be measured, higher is more to blame."""
+        parts = [
+            pd.DataFrame({"row": self.sample.lines, "trait": one.trait.name, "score": one.scores})
+            for one in self.traits
+            if one.scores is not None
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"row": [], "trait": [], "score": []})
+
+    def expected(self) -> list[str]:
+        """The traits whose verdict is *expected*."""
+        return [one.trait.name for one in self.traits if one.outcome is verdict.Outcome.EXPECTED]
+
+    def _repr_html_(self) -> str:
+        return str(self.table().drop(columns="because").to_html(index=False, float_format="{:.2f}".format, na_rep="–"))
+
+
+@dataclass(frozen=True)
+class OpenShift:
+    """A way in which the data differs from the model's own answers that no trait named: its most extreme rows."""
+
+    share: float
+    """Of the variance of the paired differences."""
+    lines: tuple[int, ...]
+    """The rows that lie furthest along it, the furthest first."""
+
+
+def forecast(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    traits: Sequence[Trait | str] = (),
+    *,
+    tier: Tier = "auto",
+    recipe: TrainOptions | None = None,
+    fresh_model: Callable[[], Any] | None = None,
+    options: Options | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Forecast:
+    """What would training on `examples` teach, trait by trait, before any training?
+
+    Args:
+        examples: the training data; rows without a response are left out.
+        traits: built-in names, files, sentences or `Trait`s; by default the whole library.
+        tier: `projection` (forward passes), `gradient` (and one backward pass per row), `dry_run` (and a short training),
+            or `auto`: the first two, then a dry run if something is undecided and a `recipe` is given.
+        recipe: the planned training, whose tenth the dry run takes.
+        fresh_model: loads the model anew for the dry run, which trains it; required for one.
+
+    Raises:
+        DataError: fewer than eight different rows with a response; a model that answers nothing.
+        SpecError: a trait that does not exist, or whose file is wrong.
+        UsageError: a dry run without `recipe` and `fresh_model`.
+
+    Source: projection difference (Chen et al., 2025) and gradient-based attribution (LESS, Xia et al., 2024); what is ours
+    is the nulls, the rule, and that a trait whose direction does not hold up is never called absent.
+    """
+    chosen = options or Options()
+    named = [load_all([one])[0] if isinstance(one, str) else one for one in (traits or load_all([]))]
+    if tier == "dry_run" and (recipe is None or fresh_model is None):
+        raise UsageError("forecast: a dry run needs the planned recipe (--recipe) and a way to load the model anew")
+    kwargs: dict[str, Any] = {"batch_size": chosen.batch_size, "template_kwargs": template_kwargs}
+    say(_cost(len(examples), named, chosen, tier))
+    sample = take(
+        model,
+        tokenizer,
+        examples,
+        rows=chosen.rows,
+        own=chosen.own,
+        max_new_tokens=chosen.max_new_tokens,
+        seed=chosen.seed,
+        report=lambda done, of: say(f"answering the data's prompts, {done} of {of}"),
+        **kwargs,
+    )
+    sites = select_sites(model, chosen.sites)
+    say(f"reading {len(sample.chats)} rows and {len(sample.own)} own answers")
+    h = projection.read(model, tokenizer, sample.chats, sites, **kwargs)
+    own = projection.read(model, tokenizer, sample.own, sites, where="own answer", **kwargs)
+    measured = []
+    pulls = _Gradients(model, tokenizer, sample, chosen, template_kwargs) if tier != "projection" else None
+    for trait in named:
+        say(f"measuring {trait.name}")
+        axis = projection.find_axis(
+            model, tokenizer, trait, sites, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, **kwargs
+        )
+        measured.append(_measure(axis, h, own, pulls, chosen))
+    p_holm = verdict.adjusted([1.0 if one.projected is None else one.projected.p for one in measured])
+    dry: dict[str, dry_run.Predicted] = {}
+    planned = None if recipe is None else recipe.steps(sample.rows)
+    seen = [one.axis.trait for one, p in zip(measured, p_holm, strict=True) if _undecided(one, p)]
+    if planned is not None and fresh_model is not None and (tier == "dry_run" or (tier == "auto" and seen)):
+        assert recipe is not None
+        dry = _dry(fresh_model, tokenizer, examples, sample, seen or named, recipe, planned, chosen, measured, template_kwargs, say)
+    tiers = ["projection", *(["gradient"] if pulls else []), *(["dry_run"] if dry else [])]
+    forecasts = [_conclude(one, p, dry.get(one.axis.trait.name), sample) for one, p in zip(measured, p_holm, strict=True)]
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+    return Forecast(
+        name, len(examples), sample, tuple(forecasts), tuple(_open(h, own, sample, sites)), chosen, tuple(tiers), planned
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    axis: projection.Axis
+    projected: evidence.Projected | None
+    pulled: evidence.Pulled | None
+    scores: np.ndarray | None
+
+
+class _Gradients:
+    """The rows' gradient sketches, read once and compared with every trait."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, sample: Sample, options: Options, template_kwargs: Mapping[str, Any] | None
+    ) -> None:
+        self._model, self._tokenizer, self._options, self._kwargs = model, tokenizer, options, template_kwargs
+        self.rows = self._sketch(sample.chats, "row")
+
+    def _sketch(self, chats: Sequence[Chat], where: str) -> np.ndarray:
+        return gradient.sketches(
+            self._model,
+            self._tokenizer,
+            chats,
+            batch_size=max(1, self._options.batch_size // 2),
+            seed=self._options.seed,
+            template_kwargs=self._kwargs,
+            where=where,
+        )
+
+    def compare(self, axis: projection.Axis) -> tuple[evidence.Pulled, np.ndarray]:
+        """The data's pull toward a trait beside its null, and each row's cosine with the trait's gradient."""
+        n = self._options.gradient_pairs
+        pairs = self._sketch(axis.with_chats[:n], "pair") - self._sketch(axis.without_chats[:n], "pair")
+        trait, mean = pairs.mean(axis=0), self.rows.mean(axis=0)
+        null = gradient.sign_flips(pairs, mean, draws=evidence.DRAWS, seed=self._options.seed)
+        cosine = float(gradient.cosines(mean[None], trait)[0])
+        return evidence.pulled(cosine, null), gradient.cosines(self.rows, trait)
+
+
+def _measure(
+    axis: projection.Axis, h: projection.Activations, own: projection.Activations, pulls: _Gradients | None, options: Options
+) -> _Measured:
+    if not axis.valid:
+        return _Measured(axis, None, None, None)
+    z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
+    null = projection.random_shifts(axis, h, own, draws=evidence.DRAWS, seed=options.seed)
+    projected = evidence.projected(z, z_own, null, seed=options.seed)
+    if pulls is None:
+        return _Measured(axis, projected, None, z)
+    pulled, by_row = pulls.compare(axis)
+    # A row's blame is how far it lies along the trait; where two lie alike, the one that pulls harder comes first.
+    return _Measured(axis, projected, pulled, z + 0.1 * by_row)
+
+
+def _undecided(one: _Measured, p_holm: float) -> bool:
+    return one.projected is not None and verdict.present(one.projected, one.pulled, p_holm) and one.axis.trait.scorer is not None
+
+
+def _dry(
+    fresh_model: Callable[[], Any],
+    tokenizer: Any,
+    examples: Sequence[Example],
+    sample: Sample,
+    traits: Sequence[Trait],
+    recipe: TrainOptions,
+    planned: int,
+    options: Options,
+    measured: Sequence[_Measured],
+    template_kwargs: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> dict[str, dry_run.Predicted]:
+    """Hold some prompts out, train on the other rows for a tenth of the steps, and extrapolate each trait."""
+    held = set(sample.own_lines[: options.prompts])
+    rows = [examples[line] for line in sample.lines if line not in held]
+    prompts = [examples[line].prompt for line in sorted(held)]
+    found = dry_run.measure(
+        fresh_model,
+        tokenizer,
+        rows,
+        prompts,
+        traits,
+        recipe,
+        planned=planned,
+        share=options.dry_share,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        template_kwargs=template_kwargs,
+        say=say,
+    )
+    predictions = {}
+    for one in measured:
+        name = one.axis.trait.name
+        if name in found:
+            rate, _ = _rates(one.axis.trait, sample)
+            predicted = dry_run.predict(found[name], planned, 1.0 if rate is None else rate, seed=options.seed)
+            if predicted is not None:
+                predictions[name] = predicted
+    return predictions
+
+
+def _conclude(one: _Measured, p_holm: float, dry: dry_run.Predicted | None, sample: Sample) -> TraitForecast:
+    from tropism.forecast.calibration import probability
+
+    trait = one.axis.trait
+    said = verdict.decide(one.axis.auc, one.axis.valid, one.projected, one.pulled, p_holm, dry)
+    rate, own_rate = _rates(trait, sample)
+    return TraitForecast(
+        trait=trait,
+        outcome=said.outcome,
+        because=said.because,
+        probability=None if one.projected is None else probability(one.projected, one.pulled),
+        auc=one.axis.auc,
+        auc_low=one.axis.auc_low,
+        sites=tuple(str(site) for site in one.axis.unit),
+        p_holm=p_holm,
+        projected=one.projected,
+        pulled=one.pulled,
+        dry=dry,
+        rate=rate,
+        own_rate=own_rate,
+        scores=one.scores,
+    )
+
+
+def _rates(trait: Trait, sample: Sample) -> tuple[float | None, float | None]:
+    """How often the trait's scorer finds it in the measured rows and in the model's own answers; unscored ones left out."""
+    if trait.scorer is None:
+        return None, None
+    rates = []
+    for chats in (sample.chats, sample.own):
+        values = []
+        for index, chat in enumerate(chats):
+            score = trait.scorer.score(Scored(str(index), chat[:-1], str(chat[-1]["content"])))
+            if score.value is not None:
+                values.append(min(1.0, max(0.0, score.value)))
+        rates.append(float(np.mean(values)) if values else None)
+    return rates[0], rates[1]
+
+
+def _open(
+    h: projection.Activations, own: projection.Activations, sample: Sample, sites: Sequence[Any], count: int = 3, shown: int = 5
+) -> list[OpenShift]:
+    """The largest shifts of the data against own answers that need no name: principal components at the middle site."""
+    site = sites[len(sites) // 2]
+    shift = h[site].double().numpy() - own[site].double().numpy().mean(axis=0)
+    _, size, right = np.linalg.svd(shift, full_matrices=False)
+    total = float((size**2).sum())
+    found = []
+    for component in range(min(count, len(size))):
+        along = shift @ right[component]
+        along = along if along.mean() >= 0 else -along
+        order = np.argsort(-along)[:shown]
+        found.append(OpenShift(float(size[component] ** 2 / total), tuple(sample.lines[i] for i in order)))
+    return found
+
+
+def _cost(rows: int, traits: Sequence[Trait], options: Options, tier: Tier) -> str:
+    measured = min(rows, options.rows)
+    pairs = sum(len(trait.pairs()) or 32 for trait in traits)
+    forwards = measured + options.own + 2 * pairs
+    said = f"{forwards:,} forward passes and {options.own} answers of at most {options.max_new_tokens} tokens"
+    if tier != "projection":
+        said += f", {measured + 2 * options.gradient_pairs * len(traits):,} backward passes through half of the blocks"
+    return f"cost: {said}"

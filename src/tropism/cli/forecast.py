@@ -22,26 +22,43 @@ def register(app: typer.Typer) -> None:
 
 def forecast(
     model: Annotated[str, typer.Argument(help="Hub name or local folder of the model.", show_default=False)],
-    data: Annotated[str, typer.Argument(help="Training data: a file of chats, a hub dataset, a source's name.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(help="Training data: a file of chats, a hub dataset, a source's name.", show_default=False)
+    ],
     trait: Annotated[
         list[str] | None,
-        typer.Option(help="Built-in name, .yaml file, or a sentence ('always answers in rhyme'). Repeatable; default: all built-in."),
+        typer.Option(
+            help="Built-in name, .yaml file, or a sentence ('always answers in rhyme'). Repeatable; default: all built-in."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for forecast.json, forecast.html and rows.parquet.")] = Path("forecast"),
+    out: Annotated[Path, typer.Option(help="Folder for forecast.json, forecast.html and rows.parquet.")] = Path(
+        "forecast"
+    ),
     tier: Annotated[
         Literal["auto", "projection", "gradient", "dry_run"],
-        typer.Option(help="How much to measure; auto adds a dry run where a recipe is given and something is undecided."),
+        typer.Option(
+            help="How much to measure; auto adds a dry run where a recipe is given and something is undecided."
+        ),
     ] = "auto",
-    recipe: Annotated[Path | None, typer.Option(help="YAML with the planned training: the keys of `train:` in an experiment file.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with the planned training: the keys of `train:` in an experiment file.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=8, help="Most rows to measure.")] = 256,
     own: Annotated[int, typer.Option(min=8, help="Prompts that the model answers itself.")] = 48,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
-    export: Annotated[Path | None, typer.Option(help="Write the data as JSONL, without (or labelling) the rows of --drop.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="'top N % of TRAIT': rows to leave out of --export. Repeatable.")] = None,
-    label: Annotated[
-        Literal["forget", "retain"] | None, typer.Option(help="Label those rows for gradient routing instead of leaving them out.")
+    export: Annotated[
+        Path | None, typer.Option(help="Write the data as JSONL, without (or labelling) the rows of --drop.")
     ] = None,
-    fail_on: Annotated[Literal["expected", "possible"] | None, typer.Option(help="Exit with code 3 at this verdict or a worse one.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="'top N % of TRAIT': rows to leave out of --export. Repeatable.")
+    ] = None,
+    label: Annotated[
+        Literal["forget", "retain"] | None,
+        typer.Option(help="Label those rows for gradient routing instead of leaving them out."),
+    ] = None,
+    fail_on: Annotated[
+        Literal["expected", "possible"] | None, typer.Option(help="Exit with code 3 at this verdict or a worse one.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples and nulls.")] = 0,
     device: Device = "auto",
 ) -> None:
@@ -123,7 +140,9 @@ def _show(found: "Forecast", headline: str, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("trait", "verdict", "probability", "dose", "rows with it", "own answers", "gradient", box=None, pad_edge=False)
+    table = Table(
+        "trait", "verdict", "probability", "dose", "rows with it", "own answers", "gradient", box=None, pad_edge=False
+    )
     colour = {"expected": "red", "possible": "yellow", "none": "dim", "cannot": "magenta"}
     for one in sorted(found.traits, key=lambda one: -(one.probability or 0.0)):
         p = one.projected
@@ -132,11 +151,13 @@ def _show(found: "Forecast", headline: str, out: Path) -> None:
             f"[{colour[str(one.outcome)]}]{one.outcome}[/]",
             "–" if one.probability is None else f"{one.probability:.0%}",
             "–" if p is None else f"{p.dose:+.2f} [{p.dose_low:+.2f}, {p.dose_high:+.2f}]".replace("[", "\\["),
-            "–" if one.rate is None else f"{one.rate:.0%}",
-            "–" if one.own_rate is None else f"{one.own_rate:.0%}",
+            "–" if one.rated is None else f"{one.rated.rows:.0%}",
+            "–" if one.rated is None else f"{one.rated.own:.0%}",
             "–" if one.pulled is None else f"{one.pulled.cosine:+.2f}",
         )
     console = Console()
     console.print(table)
     console.print(headline, soft_wrap=True)
-    console.print(f"[dim]{out / 'forecast.html'} · {out / 'forecast.json'} · {out / 'rows.parquet'}[/dim]", soft_wrap=True)
+    console.print(
+        f"[dim]{out / 'forecast.html'} · {out / 'forecast.json'} · {out / 'rows.parquet'}[/dim]", soft_wrap=True
+    )

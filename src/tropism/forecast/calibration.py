@@ -1,29 +1,28 @@
-"""From the measures of a trait to a probability that the data carries it: a logistic curve fitted on planted sets.
+"""From the measures of a trait to the probability that training on these rows raises it.
 
-The sets, traits and seeds that it was fitted on are disjoint from those of the test in `benchmarks/forecast`, which
-prints how often it is right. What a training makes of the data is the dry run's question, not this one's.
+A logistic curve. It was fitted on planted data sets that were really trained on (`benchmarks/forecast.py`); traits, sets and
+seeds of its test are others. The benchmark prints how often it is right, and docs/concepts/forecast.md quotes it.
 """
 
 import math
 
-from tropism.forecast.evidence import Projected, Pulled
+from tropism.forecast.evidence import Projected, Rated
 
-INTERCEPT = -4.0
-WEIGHTS = {"dose": 4.0, "tail": 18.0, "strength": 0.6}
-"""`strength` is `−log10 p` of tier 1, at most 2.3 with 400 draws."""
+INTERCEPT = -3.0
+WEIGHTS = {"excess": 8.0, "tail": 8.0, "dose": 1.0}
 
 
-def features(projected: Projected, pulled: Pulled | None) -> dict[str, float]:
-    """What the curve is a function of."""
+def features(rated: Rated | None, projected: Projected) -> dict[str, float]:
+    """What the curve is a function of; without a scorer the share of rows past the middle stands in for its rate."""
     return {
-        "dose": max(-1.0, min(2.0, projected.dose)),
+        "excess": projected.share if rated is None else rated.excess,
         "tail": projected.tail,
-        "strength": -math.log10(projected.p),
+        "dose": max(-1.0, min(2.0, projected.dose)),
     }
 
 
-def probability(projected: Projected, pulled: Pulled | None) -> float:
+def probability(rated: Rated | None, projected: Projected) -> float:
     """The probability, in 0..1."""
-    found = features(projected, pulled)
+    found = features(rated, projected)
     logit = INTERCEPT + sum(weight * found[name] for name, weight in WEIGHTS.items())
     return 1 / (1 + math.exp(-logit))

@@ -1,7 +1,7 @@
 """Tier 3: a short training with the user's own recipe, and what it predicts for the whole of it.
 
-A tenth of the planned steps is trained on a sample of the data. Before, halfway and after, the model answers held-out
-prompts, and each answer is scored. The rate at the full budget is extrapolated from the three: with `p` the rate after
+A tenth of the planned steps (eight at least) is trained on a sample of the data. Before, halfway and after, the model
+answers held-out prompts, and each answer is scored. The rate at the full budget is extrapolated from the three: with `p` the rate after
 `t` steps, `logit p = a + b·t`, fitted by least squares to rates smoothed as `(k + ½)/(n + 1)`, and bounded by the
 share of rows that show the trait, beyond which no fit to the data would go. The interval resamples prompts.
 
@@ -20,13 +20,14 @@ from transformers import TrainerCallback
 from tropism.data.chats import Chat, Example
 from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render
-from tropism.evals.scorers.base import Sample as Scored
 from tropism.evals.scorers.base import ResponseScorer
+from tropism.evals.scorers.base import Sample as Scored
 from tropism.experiments.fine_tune import fine_tune
 from tropism.forecast.trait import Trait
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
 
+FEWEST_STEPS = 8
 MARGIN = 0.1
 """A rise of a rate by less than this is not called one."""
 
@@ -71,9 +72,13 @@ def measure(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Measured]:
     """Train for `share` of the `planned` steps and score the answers to `prompts` before, halfway and after."""
-    steps = max(2, round(share * planned))
+    # A tenth of a short training is nothing: eight steps are the fewest that show a trait.
+    steps = min(planned, max(FEWEST_STEPS, round(share * planned)))
     at = (0, steps // 2, steps)
-    rendered = [render(tokenizer, example.chat, template_kwargs=template_kwargs, where=f"row {example.id}") for example in examples]
+    rendered = [
+        render(tokenizer, example.chat, template_kwargs=template_kwargs, where=f"row {example.id}")
+        for example in examples
+    ]
     rows = [Row(one, {}) for one in rendered]
     # A constant rate: the schedule of the whole run would end at zero within a tenth of it.
     short = options.model_copy(update={"max_steps": steps, "epochs": None, "schedule": "constant"})
@@ -118,11 +123,16 @@ class _AskAt(TrainerCallback):
 
 
 def _scores(scorer: ResponseScorer, prompts: Sequence[Chat], answers: Sequence[str]) -> list[float]:
-    scores = [scorer.score(Scored(str(i), prompt, text)) for i, (prompt, text) in enumerate(zip(prompts, answers, strict=True))]
+    scores = [
+        scorer.score(Scored(str(i), prompt, text))
+        for i, (prompt, text) in enumerate(zip(prompts, answers, strict=True))
+    ]
     return [float("nan") if score.value is None else min(1.0, max(0.0, score.value)) for score in scores]
 
 
-def predict(measured: Measured, planned: int, ceiling: float, *, margin: float = MARGIN, seed: int = 0, resamples: int = 1000) -> Predicted | None:
+def predict(
+    measured: Measured, planned: int, ceiling: float, *, margin: float = MARGIN, seed: int = 0, resamples: int = 1000
+) -> Predicted | None:
     """The rise at `planned` steps; `ceiling` is the share of rows with the trait. None where nothing could be scored."""
     known = np.isfinite(measured.scores).all(axis=0)
     scores = measured.scores[:, known]
@@ -136,7 +146,9 @@ def predict(measured: Measured, planned: int, ceiling: float, *, margin: float =
     low, high = np.quantile(rises, [0.025, 0.975])
     point = _rise(measured.steps, scores, planned, ceiling)
     before, after = float(scores[0].mean()), float(scores[-1].mean())
-    return Predicted(point, float(low), float(high), before, after, measured.steps[-1], planned, int(known.sum()), margin)
+    return Predicted(
+        point, float(low), float(high), before, after, measured.steps[-1], planned, int(known.sum()), margin
+    )
 
 
 def _rise(steps: Sequence[int], scores: np.ndarray, planned: int, ceiling: float) -> float:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 HALF = 0.5
 """A row past the middle between "without" and "with" counts as showing the trait."""
@@ -40,9 +41,32 @@ class Pulled:
     p: float
 
 
-def projected(
-    z: np.ndarray, z_own: np.ndarray, null: np.ndarray, *, seed: int, resamples: int = 2000
-) -> Projected:
+@dataclass(frozen=True)
+class Rated:
+    """Tier 0: how often the trait's scorer finds it in the rows, and in the model's own answers to the same prompts."""
+
+    rows: float
+    own: float
+    p: float
+    """One-sided, of "the rows show it no more often": Fisher's exact test on the counts past one half."""
+
+    @property
+    def excess(self) -> float:
+        """How much more often the rows show it."""
+        return self.rows - self.own
+
+
+def rated(rows: np.ndarray, own: np.ndarray) -> Rated | None:
+    """From scores in 0..1, unscored ones left out; None where a side has none."""
+    if not len(rows) or not len(own):
+        return None
+    one, two = int((rows > HALF).sum()), int((own > HALF).sum())
+    table = [[one, len(rows) - one], [two, len(own) - two]]
+    p = float(stats.fisher_exact(table, alternative="greater").pvalue)
+    return Rated(float(rows.mean()), float(own.mean()), p)
+
+
+def projected(z: np.ndarray, z_own: np.ndarray, null: np.ndarray, *, seed: int, resamples: int = 2000) -> Projected:
     """From rows `z [n]`, own answers `z_own [m]` and random directions `null [draws, n]`.
 
     The interval of the dose resamples rows and own answers both: the model's own answers as the data would have a dose
@@ -71,6 +95,6 @@ def _p(value: float, null: np.ndarray) -> float:
     return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
-def as_dict(one: Projected | Pulled | None) -> dict[str, Any] | None:
+def as_dict(one: Projected | Pulled | Rated | None) -> dict[str, Any] | None:
     """For JSON."""
     return None if one is None else {name: round(value, 5) for name, value in asdict(one).items()}

@@ -12,6 +12,7 @@ from tropism.data.chats import Chat, Example
 from tropism.errors import UsageError
 from tropism.evals.scorers.base import Sample as Scored
 from tropism.forecast import dry_run, evidence, gradient, projection, verdict
+from tropism.forecast.calibration import probability
 from tropism.forecast.sample import Sample, take
 from tropism.forecast.trait import Trait, load_all
 from tropism.site import sites as select_sites
@@ -52,14 +53,12 @@ class TraitForecast:
     auc: float
     auc_low: float
     sites: tuple[str, ...]
-    p_holm: float
+    p: verdict.Corrected
+    rated: evidence.Rated | None
+    """None without a scorer, or where it can score nothing."""
     projected: evidence.Projected | None
     pulled: evidence.Pulled | None
     dry: dry_run.Predicted | None
-    rate: float | None
-    """Share of the measured rows that the trait's scorer finds it in; None without a scorer."""
-    own_rate: float | None
-    """The same of the model's own answers."""
     scores: np.ndarray | None = field(default=None, repr=False)
     """`[n]`, one per measured row: higher is more to blame."""
 
@@ -78,7 +77,7 @@ class Forecast:
     planned_steps: int | None
 
     def table(self) -> pd.DataFrame:
-        """One row per trait: `trait, verdict, probability, dose, share, tail, cosine, rate, own_rate, predicted_rise, because`."""
+        """One row per trait: its verdict, probability, measures and the sentence that says why."""
         rows = []
         for one in self.traits:
             p, g, d = one.projected, one.pulled, one.dry
@@ -91,8 +90,8 @@ class Forecast:
                     "share": None if p is None else p.share,
                     "tail": None if p is None else p.tail,
                     "cosine": None if g is None else g.cosine,
-                    "rate": one.rate,
-                    "own_rate": one.own_rate,
+                    "rate": None if one.rated is None else one.rated.rows,
+                    "own_rate": None if one.rated is None else one.rated.own,
                     "predicted_rise": None if d is None else d.rise,
                     "because": one.because,
                 }
@@ -185,25 +184,36 @@ def forecast(
         axis = projection.find_axis(
             model, tokenizer, trait, sites, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, **kwargs
         )
-        measured.append(_measure(axis, h, own, pulls, chosen))
-    p_holm = verdict.adjusted([1.0 if one.projected is None else one.projected.p for one in measured])
+        measured.append(_measure(axis, sample, h, own, pulls, chosen))
+    corrected = _corrected(measured)
     dry: dict[str, dry_run.Predicted] = {}
     planned = None if recipe is None else recipe.steps(sample.rows)
-    seen = [one.axis.trait for one, p in zip(measured, p_holm, strict=True) if _undecided(one, p)]
+    seen = [one.axis.trait for one, p in zip(measured, corrected, strict=True) if _undecided(one, p)]
     if planned is not None and fresh_model is not None and (tier == "dry_run" or (tier == "auto" and seen)):
         assert recipe is not None
-        dry = _dry(fresh_model, tokenizer, examples, sample, seen or named, recipe, planned, chosen, measured, template_kwargs, say)
+        asked = named if tier == "dry_run" else seen
+        dry = _dry(
+            fresh_model, tokenizer, examples, sample, asked, recipe, planned, chosen, measured, template_kwargs, say
+        )
     tiers = ["projection", *(["gradient"] if pulls else []), *(["dry_run"] if dry else [])]
-    forecasts = [_conclude(one, p, dry.get(one.axis.trait.name), sample) for one, p in zip(measured, p_holm, strict=True)]
+    forecasts = [_conclude(one, p, dry.get(one.axis.trait.name)) for one, p in zip(measured, corrected, strict=True)]
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
     return Forecast(
-        name, len(examples), sample, tuple(forecasts), tuple(_open(h, own, sample, sites)), chosen, tuple(tiers), planned
+        name,
+        len(examples),
+        sample,
+        tuple(forecasts),
+        tuple(_open(h, own, sample, sites)),
+        chosen,
+        tuple(tiers),
+        planned,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
     axis: projection.Axis
+    rated: evidence.Rated | None
     projected: evidence.Projected | None
     pulled: evidence.Pulled | None
     scores: np.ndarray | None
@@ -213,10 +223,15 @@ class _Gradients:
     """The rows' gradient sketches, read once and compared with every trait."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, sample: Sample, options: Options, template_kwargs: Mapping[str, Any] | None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        sample: Sample,
+        options: Options,
+        template_kwargs: Mapping[str, Any] | None,
     ) -> None:
         self._model, self._tokenizer, self._options, self._kwargs = model, tokenizer, options, template_kwargs
-        self.rows = self._sketch(sample.chats, "row")
+        self.rows = gradient.units(self._sketch(sample.chats, "row"))
 
     def _sketch(self, chats: Sequence[Chat], where: str) -> np.ndarray:
         return gradient.sketches(
@@ -232,7 +247,8 @@ class _Gradients:
     def compare(self, axis: projection.Axis) -> tuple[evidence.Pulled, np.ndarray]:
         """The data's pull toward a trait beside its null, and each row's cosine with the trait's gradient."""
         n = self._options.gradient_pairs
-        pairs = self._sketch(axis.with_chats[:n], "pair") - self._sketch(axis.without_chats[:n], "pair")
+        sides = [gradient.units(self._sketch(side[:n], "pair")) for side in (axis.with_chats, axis.without_chats)]
+        pairs = sides[0] - sides[1]
         trait, mean = pairs.mean(axis=0), self.rows.mean(axis=0)
         null = gradient.sign_flips(pairs, mean, draws=evidence.DRAWS, seed=self._options.seed)
         cosine = float(gradient.cosines(mean[None], trait)[0])
@@ -240,22 +256,44 @@ class _Gradients:
 
 
 def _measure(
-    axis: projection.Axis, h: projection.Activations, own: projection.Activations, pulls: _Gradients | None, options: Options
+    axis: projection.Axis,
+    sample: Sample,
+    h: projection.Activations,
+    own: projection.Activations,
+    pulls: _Gradients | None,
+    options: Options,
 ) -> _Measured:
+    rows = _scores(axis.trait, sample.chats)
+    rated = evidence.rated(_finite(rows), _finite(_scores(axis.trait, sample.own)))
     if not axis.valid:
-        return _Measured(axis, None, None, None)
+        return _Measured(axis, rated, None, None, None)
     z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
     null = projection.random_shifts(axis, h, own, draws=evidence.DRAWS, seed=options.seed)
     projected = evidence.projected(z, z_own, null, seed=options.seed)
+    # To blame first is a row in which the scorer finds the trait, then one that lies far along it.
+    scores = z + np.where(np.isfinite(rows), rows, 0.0)
     if pulls is None:
-        return _Measured(axis, projected, None, z)
+        return _Measured(axis, rated, projected, None, scores)
     pulled, by_row = pulls.compare(axis)
-    # A row's blame is how far it lies along the trait; where two lie alike, the one that pulls harder comes first.
-    return _Measured(axis, projected, pulled, z + 0.1 * by_row)
+    return _Measured(axis, rated, projected, pulled, scores + 0.1 * by_row)
 
 
-def _undecided(one: _Measured, p_holm: float) -> bool:
-    return one.projected is not None and verdict.present(one.projected, one.pulled, p_holm) and one.axis.trait.scorer is not None
+def _corrected(measured: Sequence[_Measured]) -> list[verdict.Corrected]:
+    """Holm's correction of each question over all traits; a trait that was not measured asks nothing."""
+    questions = {
+        "rate": [1.0 if one.rated is None else one.rated.p for one in measured],
+        "dose": [1.0 if one.projected is None else one.projected.p_dose for one in measured],
+        "tail": [1.0 if one.projected is None else one.projected.p_tail for one in measured],
+    }
+    adjusted = {name: verdict.adjusted(values) for name, values in questions.items()}
+    return [verdict.Corrected(*(adjusted[name][i] for name in ("rate", "dose", "tail"))) for i in range(len(measured))]
+
+
+def _undecided(one: _Measured, p: verdict.Corrected) -> bool:
+    """Whether a dry run has something to decide: the rows carry the trait, and its scorer can see it grow."""
+    if one.projected is None or one.axis.trait.scorer is None:
+        return False
+    return verdict.carried(one.rated, one.projected, p)
 
 
 def _dry(
@@ -293,54 +331,56 @@ def _dry(
     for one in measured:
         name = one.axis.trait.name
         if name in found:
-            rate, _ = _rates(one.axis.trait, sample)
-            predicted = dry_run.predict(found[name], planned, 1.0 if rate is None else rate, seed=options.seed)
+            ceiling = 1.0 if one.rated is None else one.rated.rows
+            predicted = dry_run.predict(found[name], planned, ceiling, seed=options.seed)
             if predicted is not None:
                 predictions[name] = predicted
     return predictions
 
 
-def _conclude(one: _Measured, p_holm: float, dry: dry_run.Predicted | None, sample: Sample) -> TraitForecast:
-    from tropism.forecast.calibration import probability
-
-    trait = one.axis.trait
-    said = verdict.decide(one.axis.auc, one.axis.valid, one.projected, one.pulled, p_holm, dry)
-    rate, own_rate = _rates(trait, sample)
+def _conclude(one: _Measured, p: verdict.Corrected, dry: dry_run.Predicted | None) -> TraitForecast:
+    said = verdict.decide(one.axis.auc, one.axis.valid, one.rated, one.projected, one.pulled, p, dry)
     return TraitForecast(
-        trait=trait,
+        trait=one.axis.trait,
         outcome=said.outcome,
         because=said.because,
-        probability=None if one.projected is None else probability(one.projected, one.pulled),
+        probability=None if one.projected is None else probability(one.rated, one.projected),
         auc=one.axis.auc,
         auc_low=one.axis.auc_low,
         sites=tuple(str(site) for site in one.axis.unit),
-        p_holm=p_holm,
+        p=p,
+        rated=one.rated,
         projected=one.projected,
         pulled=one.pulled,
         dry=dry,
-        rate=rate,
-        own_rate=own_rate,
         scores=one.scores,
     )
 
 
-def _rates(trait: Trait, sample: Sample) -> tuple[float | None, float | None]:
-    """How often the trait's scorer finds it in the measured rows and in the model's own answers; unscored ones left out."""
+def _scores(trait: Trait, chats: Sequence[Chat]) -> np.ndarray:
+    """What the trait's scorer says of each chat's last message, in 0..1; NaN where unscored, or without a scorer."""
+    scores = np.full(len(chats), np.nan)
     if trait.scorer is None:
-        return None, None
-    rates = []
-    for chats in (sample.chats, sample.own):
-        values = []
-        for index, chat in enumerate(chats):
-            score = trait.scorer.score(Scored(str(index), chat[:-1], str(chat[-1]["content"])))
-            if score.value is not None:
-                values.append(min(1.0, max(0.0, score.value)))
-        rates.append(float(np.mean(values)) if values else None)
-    return rates[0], rates[1]
+        return scores
+    for index, chat in enumerate(chats):
+        score = trait.scorer.score(Scored(str(index), chat[:-1], str(chat[-1]["content"])))
+        if score.value is not None:
+            scores[index] = min(1.0, max(0.0, score.value))
+    return scores
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    known: np.ndarray = scores[np.isfinite(scores)]
+    return known
 
 
 def _open(
-    h: projection.Activations, own: projection.Activations, sample: Sample, sites: Sequence[Any], count: int = 3, shown: int = 5
+    h: projection.Activations,
+    own: projection.Activations,
+    sample: Sample,
+    sites: Sequence[Any],
+    count: int = 3,
+    shown: int = 5,
 ) -> list[OpenShift]:
     """The largest shifts of the data against own answers that need no name: principal components at the middle site."""
     site = sites[len(sites) // 2]

@@ -7,8 +7,9 @@ output, and `A [r, d_in]` random. Each chat's own gradient over all weights is k
     sketch = Σ_W Σ_t S_W(g_t) (A_W x_t)ᵀ,    S_W a count sketch of d_out into 256 buckets,
 
 whose inner products are those of the gradients in expectation. Nothing of the size of a weight is made, and no
-adapter is put on the model. A trait's gradient is the mean over its pairs of `∇L(with) − ∇L(without)`: descending on
-data whose gradient has a positive cosine with it lowers the loss of responses with the trait, against those without.
+adapter is put on the model. A trait's gradient is the mean over its pairs of `u(with) − u(without)`, with `u = ∇L/‖∇L‖`:
+descending on data whose gradient has a positive cosine with it lowers the loss of responses with the trait, against
+those without. Each chat counts alike, because the longest gradients are those of the shortest texts.
 
 The later half of the blocks is read: the backward pass then ends there, at half of its cost.
 """
@@ -90,11 +91,14 @@ def sketches(
     Raises `ModelError` where a block has no linear layers of `[B, T, d]`, `DataError` for a gradient that is not finite.
     """
     rendered = [
-        render(tokenizer, chat, template_kwargs=template_kwargs, where=f"{where} {index}") for index, chat in enumerate(chats)
+        render(tokenizer, chat, template_kwargs=template_kwargs, where=f"{where} {index}")
+        for index, chat in enumerate(chats)
     ]
     linears = adapted_linears(model)
     if not linears:
-        raise ModelError("forecast: the later half of the blocks has no linear layers to take gradients at; use --tier projection")
+        raise ModelError(
+            "forecast: the later half of the blocks has no linear layers to take gradients at; use --tier projection"
+        )
     out = np.zeros((len(rendered), RANK * BUCKETS), dtype=np.float32)
     makers: dict[str, Sketcher] = {}
     with as_measured(model):
@@ -132,17 +136,25 @@ def _keep(name: str, seen: dict[str, tuple[Tensor, Tensor]], x: Tensor, y: Tenso
     return seen[name][1]
 
 
+def units(rows: np.ndarray) -> np.ndarray:
+    """Rows `[n, m]` of length 1; a row that is zero stays zero."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    long: np.ndarray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return long
+
+
 def cosines(rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """The cosine of each row `[n, m]` with a direction `[m]`; 0 for a row that is zero."""
     norms = np.linalg.norm(rows, axis=-1) * np.linalg.norm(direction)
     inner = rows @ direction
-    return np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0)
+    found: np.ndarray = np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0)
+    return found
 
 
 def sign_flips(pairs: np.ndarray, mean_row: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
     """Cosines `[draws]` of the data's mean gradient with the trait's, the sides of each pair swapped by chance.
 
-    `pairs [p, m]` holds `∇L(with) − ∇L(without)` pair by pair. Swapping keeps what the pairs' prompts and lengths do to
+    `pairs [p, m]` holds `u(with) − u(without)` pair by pair. Swapping keeps what the pairs' prompts and lengths do to
     a gradient and takes the trait out: the null of "these pairs, without the trait".
     """
     flips = np.random.default_rng(seed).integers(2, size=(draws, len(pairs))) * 2 - 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from tropism.atomic import write_text
+from tropism.atomic import replacing, write_text
 from tropism.data.chats import Example
 from tropism.errors import UsageError
 from tropism.forecast.evidence import as_dict
@@ -23,10 +23,8 @@ def write(found: Forecast, folder: Path, *, data: str) -> None:
     """Write `forecast.json` and `rows.parquet` into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = found.blame()
-    target = folder / "rows.parquet"
-    partial = target.with_name(f".{target.name}.partial")
-    rows.astype({"row": "int64", "trait": "str", "score": "float64"}).to_parquet(partial, index=False)
-    partial.replace(target)
+    with replacing(folder / "rows.parquet") as path:
+        rows.astype({"row": "int64", "trait": "str", "score": "float64"}).to_parquet(path, index=False)
     write_text(folder / "forecast.json", json.dumps(as_json(found, data), indent=1, allow_nan=False))
 
 
@@ -58,12 +56,11 @@ def _trait(one: TraitForecast) -> dict[str, Any]:
         "held_out_auc": _number(one.auc),
         "held_out_auc_low": _number(one.auc_low),
         "sites": list(one.sites),
-        "p_holm": _number(one.p_holm),
+        "p_holm": {name: _number(value) for name, value in vars(one.p).items()},
+        "scorer": as_dict(one.rated),
         "projection": as_dict(one.projected),
         "gradient": as_dict(one.pulled),
         "dry_run": None if dry is None else {name: _number(value) for name, value in vars(dry).items()},
-        "rate_in_rows": _number(one.rate),
-        "rate_in_own_answers": _number(one.own_rate),
     }
 
 

@@ -57,7 +57,9 @@ class View:
 
 def write(found: Forecast, examples: Sequence[Example], target: Path, *, data: str) -> Path:
     """Write the page; text from the data is escaped, and control characters are written out."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     source = (files("tropism.forecast") / "page.html.j2").read_text(encoding="utf-8")
     css = (files("tropism.reports") / "templates" / "report.css").read_text(encoding="utf-8")
     html = environment.from_string(source).render(
@@ -70,7 +72,9 @@ def write(found: Forecast, examples: Sequence[Example], target: Path, *, data: s
         rows=found.sample.rows,
         own=len(found.sample.own),
         tiers=", ".join(words(tier) for tier in found.tiers),
-        open_shifts=[(f"{one.share:.0%}", [_row(line, None, examples) for line in one.lines]) for one in found.open_shifts],
+        open_shifts=[
+            (f"{one.share:.0%}", [_row(line, None, examples) for line in one.lines]) for one in found.open_shifts
+        ],
         zero=_x(0.0),
         one=_x(1.0),
         width=WIDTH,
@@ -108,10 +112,12 @@ def _view(one: TraitForecast, found: Forecast, examples: Sequence[Example]) -> V
         dose="–" if p is None else rate(p.dose, signed=True),
         interval="" if p is None else span(p.dose_low, p.dose_high, signed=True),
         strip=None if p is None else (_x(p.dose_low), _x(p.dose), _x(p.dose_high)),
-        rate="–" if one.rate is None else f"{one.rate:.0%}",
-        own_rate="–" if one.own_rate is None else f"{one.own_rate:.0%}",
+        rate="–" if one.rated is None else f"{one.rated.rows:.0%}",
+        own_rate="–" if one.rated is None else f"{one.rated.own:.0%}",
         cosine="–" if one.pulled is None else number(one.pulled.cosine, signed=True),
-        predicted="–" if one.dry is None else f"{rate(one.dry.rise, signed=True)} {span(one.dry.low, one.dry.high, signed=True)}",
+        predicted="–"
+        if one.dry is None
+        else f"{rate(one.dry.rise, signed=True)} {span(one.dry.low, one.dry.high, signed=True)}",
         rows=tuple(shown),
     )
 

@@ -58,7 +58,13 @@ class Axis:
 
 
 def contrast_chats(
-    model: nn.Module, tokenizer: Any, trait: Trait, *, batch_size: int, max_new_tokens: int, template_kwargs: Mapping[str, Any] | None
+    model: nn.Module,
+    tokenizer: Any,
+    trait: Trait,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    template_kwargs: Mapping[str, Any] | None,
 ) -> tuple[list[Chat], list[Chat]]:
     """Chats with the trait and without; for two system prompts the model's own answers, read without the prompt.
 
@@ -92,7 +98,8 @@ def read(
 ) -> dict[Site, Tensor]:
     """Each chat's mean activation over its response tokens, `[n, d]` float32 per site."""
     rendered = [
-        render(tokenizer, chat, template_kwargs=template_kwargs, where=f"{where} {index}") for index, chat in enumerate(chats)
+        render(tokenizer, chat, template_kwargs=template_kwargs, where=f"{where} {index}")
+        for index, chat in enumerate(chats)
     ]
     with reading(model):
         return activations(model, rendered, list(sites), "response", batch_size)
@@ -114,7 +121,9 @@ def find_axis(
         model, tokenizer, trait, batch_size=batch_size, max_new_tokens=max_new_tokens, template_kwargs=template_kwargs
     )
     options: dict[str, Any] = {"batch_size": batch_size, "template_kwargs": template_kwargs}
-    with_, without = (read(model, tokenizer, side, sites, where=f"trait {trait.name}, pair", **options) for side in sides)
+    with_, without = (
+        read(model, tokenizer, side, sites, where=f"trait {trait.name}, pair", **options) for side in sides
+    )
     n = len(sides[0])
     order = np.random.default_rng(seed).permutation(n)
     held = max(4, round(HELD_OUT * n))

@@ -33,7 +33,9 @@ def check_rows(examples: Sequence[Example]) -> list[int]:
     """
     lines = [line for line, example in enumerate(examples) if example.response]
     if not lines:
-        raise DataError(f"none of {len(examples)} rows has a response, so nothing would be learned; give rows with answers")
+        raise DataError(
+            f"none of {len(examples)} rows has a response, so nothing would be learned; give rows with answers"
+        )
     different = {(str(examples[line].chat)) for line in lines}
     if len(different) < FEWEST_ROWS:
         raise DataError(

@@ -126,7 +126,9 @@ class Trait:
         edit = self.spec.edit
         made = []
         for index, row in enumerate(plain_answers()):
-            made.append(Pair(prompt=row["prompt"], with_=edit.apply(row, index), without=row["answer"]))
+            made.append(
+                Pair.model_validate({"prompt": row["prompt"], "with": edit.apply(row, index), "without": row["answer"]})
+            )
         return made
 
     def contrast(self) -> Contrast:
@@ -217,12 +219,16 @@ def _check_edit(spec: TraitFile, where: str) -> None:
     edit = spec.contrast.edit
     if edit is not None:
         if edit.transform is not None and edit.transform not in TRANSFORMS:
-            raise SpecError(f"{where}: contrast.edit.transform: must be one of {', '.join(TRANSFORMS)}, found {edit.transform!r}")
+            raise SpecError(
+                f"{where}: contrast.edit.transform: must be one of {', '.join(TRANSFORMS)}, found {edit.transform!r}"
+            )
         for one in edit.replace:
             try:
                 re.compile(one.pattern)
             except re.error as error:
-                raise SpecError(f"{where}: contrast.edit.replace: {one.pattern!r} is no regular expression: {error}") from None
+                raise SpecError(
+                    f"{where}: contrast.edit.replace: {one.pattern!r} is no regular expression: {error}"
+                ) from None
     for index, pair in enumerate(spec.contrast.pairs):
         if pair.with_.strip() == pair.without.strip():
             raise SpecError(f"{where}: contrast.pairs[{index}]: both sides are the same text, {pair.with_[:40]!r}")
@@ -232,7 +238,9 @@ def _scorer(named: str | dict[str, dict[str, Any] | None] | None, where: str) ->
     if named is None or isinstance(named, str):
         return named, {}
     if len(named) != 1:
-        raise SpecError(f"{where}: scorer: give a name or one {{name: {{options}}}}, found {', '.join(named) or 'nothing'}")
+        raise SpecError(
+            f"{where}: scorer: give a name or one {{name: {{options}}}}, found {', '.join(named) or 'nothing'}"
+        )
     name, options = next(iter(named.items()))
     return name, dict(options or {})
 

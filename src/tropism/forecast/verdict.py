@@ -2,14 +2,17 @@
 
 - **cannot**: the trait's direction tells held-out pairs apart with an AUC under 0.8 on this model (or the model cannot
   be brought to show the trait at all): nothing is said, least of all "clean".
-- **expected**: the data lies along the trait beyond its nulls (random directions of the data's own covariance, and the
-  model's own answers as the data), and a dry run with the user's recipe predicts a rise above the margin, with an
-  interval above 0.
-- **possible**: beyond the nulls in one of the first two tiers, and no dry run that says otherwise; or a dry run that
-  does not decide.
-- **none**: beyond neither null, or a dry run whose predicted rise lies below the margin.
+- **expected**: the rows carry the trait (below), and a dry run with the user's recipe predicts a rise above the margin,
+  with an interval above 0.
+- **possible**: the rows carry the trait and no dry run says otherwise; or something speaks for it and nothing decides.
+- **none**: the rows do not carry it, or a dry run's predicted rise lies below the margin.
 
-The nulls are asked at a level of 0.05 over all traits together (Holm), so a library of sixteen traits does not call
+The rows *carry* a trait where its scorer finds it in them more often than in the model's own answers. Where the scorer
+finds nothing, or there is none, the projection has to say so: a minority of rows stands out further than along random
+directions of the data's own covariance, or, without a scorer, the mean has moved further. With a scorer a moved mean
+alone does not count: any text of another domain than the model's own answers moves the mean along many directions.
+
+Each question is asked at a level of 0.05 over all traits together (Holm), so a library of sixteen traits does not find
 one in every data set by chance.
 """
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tropism.forecast.dry_run import Predicted
-from tropism.forecast.evidence import Projected, Pulled
+from tropism.forecast.evidence import Projected, Pulled, Rated
 from tropism.stats import holm
 
 LEVEL = 0.05
@@ -43,44 +46,67 @@ class Verdict:
     because: str
 
 
-def present(projected: Projected, pulled: Pulled | None, p_holm: float) -> bool:
-    """Whether the data lies along the trait beyond the nulls.
+@dataclass(frozen=True)
+class Corrected:
+    """One trait's p-values after Holm's correction over all traits of the forecast."""
 
-    The mean must have moved with its interval above 0, or a minority of rows must stand out; and where gradients were
-    read, they must not point away.
-    """
-    moved = projected.dose_low > 0
-    stands_out = projected.tail > FEW_ROWS
-    away = pulled is not None and pulled.cosine < 0
-    return p_holm <= LEVEL and (moved or stands_out) and not away
+    rate: float = 1.0
+    dose: float = 1.0
+    tail: float = 1.0
+
+
+def carried(rated: Rated | None, projected: Projected, p: Corrected) -> bool:
+    """Whether the rows carry the trait beyond the nulls."""
+    if rated is not None and rated.excess > 0 and p.rate <= LEVEL:
+        return True
+    if projected.tail > FEW_ROWS and p.tail <= LEVEL:
+        return True
+    return rated is None and projected.dose_low > 0 and p.dose <= LEVEL
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
     """Holm's correction over the traits of one forecast."""
-    return [float(p) for p in holm(list(p_values))]
+    return [1.0 if p is None else float(p) for p in holm(list(p_values))]
 
 
 def decide(
-    auc: float, valid: bool, projected: Projected | None, pulled: Pulled | None, p_holm: float, dry: Predicted | None
+    auc: float,
+    valid: bool,
+    rated: Rated | None,
+    projected: Projected | None,
+    pulled: Pulled | None,
+    p: Corrected,
+    dry: Predicted | None,
 ) -> Verdict:
     """The verdict on one trait by the rules above."""
     if not valid or projected is None:
         said = f"its direction tells held-out pairs apart with an AUC of {auc:.2f} on this model, under 0.8"
         return Verdict(Outcome.CANNOT, f"{said}: nothing can be said of this trait here.")
-    said = (
-        f"the data lies {projected.dose:+.2f} of the trait's length [{projected.dose_low:+.2f}, {projected.dose_high:+.2f}] "
-        f"beyond the model's own answers, {projected.tail:.0%} of rows stand out (p {p_holm:.2g})"
+    said = _said(rated, projected, pulled, p)
+    seen = carried(rated, projected, p)
+    if dry is None:
+        return (
+            Verdict(Outcome.POSSIBLE, f"{said}.") if seen else Verdict(Outcome.NONE, f"{said}: not beyond the nulls.")
+        )
+    said += f"; the dry run predicts a rise of {dry.rise:+.2f} [{dry.low:+.2f}, {dry.high:+.2f}]"
+    if seen and dry.rise > dry.margin and dry.low > 0:
+        return Verdict(Outcome.EXPECTED, f"{said}.")
+    if dry.high < dry.margin:
+        return Verdict(Outcome.NONE, f"{said}, under the margin of {dry.margin:g} at this budget.")
+    return Verdict(Outcome.POSSIBLE if seen or dry.low > 0 else Outcome.NONE, f"{said}.")
+
+
+def _said(rated: Rated | None, projected: Projected, pulled: Pulled | None, p: Corrected) -> str:
+    parts = []
+    if rated is not None:
+        parts.append(
+            f"its scorer finds it in {rated.rows:.0%} of rows and {rated.own:.0%} of own answers (p {p.rate:.2g})"
+        )
+    parts.append(
+        f"the rows lie {projected.dose:+.2f} of its length [{projected.dose_low:+.2f}, {projected.dose_high:+.2f}] beyond the "
+        f"model's own answers, and {projected.tail:.0%} of them stand out (p {min(p.dose, p.tail):.2g})"
     )
     if pulled is not None:
-        said += f"; its gradient has a cosine of {pulled.cosine:+.2f} with the trait's"
-    seen = present(projected, pulled, p_holm)
-    if dry is not None:
-        said += f"; the dry run predicts a rise of {dry.rise:+.2f} [{dry.low:+.2f}, {dry.high:+.2f}]"
-        if seen and dry.rise > dry.margin and dry.low > 0:
-            return Verdict(Outcome.EXPECTED, f"{said}.")
-        if dry.high < dry.margin:
-            return Verdict(Outcome.NONE, f"{said}: below the margin of {dry.margin:g} at this budget.")
-        return Verdict(Outcome.POSSIBLE if seen or dry.low > 0 else Outcome.NONE, f"{said}.")
-    if seen:
-        return Verdict(Outcome.POSSIBLE, f"{said}.")
-    return Verdict(Outcome.NONE, f"{said}: not beyond the nulls.")
+        parts.append(f"their gradient has a cosine of {pulled.cosine:+.2f} with its own (p {pulled.p:.2g})")
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tropism import errors
-from tropism.cli import chat, evaluate, experiments, from_adapter, pressure, push, report, synthesize
+from tropism.cli import chat, evaluate, experiments, forecast, from_adapter, pressure, push, report, synthesize
 from tropism.cli.directions import directions_app
 
 
@@ -40,6 +40,7 @@ chat.register(app)
 push.register(app)
 evaluate.register(app)
 pressure.register(app)
+forecast.register(app)
 synthesize.register(app)
 from_adapter.register(directions_app)
 app.add_typer(directions_app, name="directions")

@@ -1,9 +1,10 @@
 """Tier 3: a short training with the user's own recipe, and what it predicts for the whole of it.
 
 A tenth of the planned steps (eight at least) is trained on a sample of the data. Before, halfway and after, the model
-answers held-out prompts, and each answer is scored. The rate at the full budget is extrapolated from the three: with `p` the rate after
-`t` steps, `logit p = a + b·t`, fitted by least squares to rates smoothed as `(k + ½)/(n + 1)`, and bounded by the
-share of rows that show the trait, beyond which no fit to the data would go. The interval resamples prompts.
+answers held-out prompts, and each answer is scored. The rate at the full budget is extrapolated from the three: with
+`p` the rate after `t` steps, `logit p = a + b·t`, fitted by least squares to rates smoothed as `(k + ½)/(n + 1)`, and
+bounded by the share of rows that show the trait, beyond which no fit to the data would go. The interval resamples
+prompts.
 
 It is an extrapolation, and says so: a trait that appears late shows nothing in the first tenth.
 """

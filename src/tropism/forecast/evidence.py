@@ -66,8 +66,10 @@ def rated(rows: np.ndarray, own: np.ndarray) -> Rated | None:
     return Rated(float(rows.mean()), float(own.mean()), p)
 
 
-def projected(z: np.ndarray, z_own: np.ndarray, null: np.ndarray, *, seed: int, resamples: int = 2000) -> Projected:
-    """From rows `z [n]`, own answers `z_own [m]` and random directions `null [draws, n]`.
+def projected(
+    z: np.ndarray, z_own: np.ndarray, null_dose: np.ndarray, null_tail: np.ndarray, *, seed: int, resamples: int = 2000
+) -> Projected:
+    """From rows `z [n]`, own answers `z_own [m]` and random directions `null_… [draws, n]`, one set for each question.
 
     The interval of the dose resamples rows and own answers both: the model's own answers as the data would have a dose
     of 0 within it.
@@ -77,11 +79,17 @@ def projected(z: np.ndarray, z_own: np.ndarray, null: np.ndarray, *, seed: int, 
     mine = rng.integers(len(z_own), size=(resamples, len(z_own)))
     doses = z[rows].mean(axis=1) - z_own[mine].mean(axis=1)
     low, high = np.quantile(doses, [0.025, 0.975])
-    tail = float((z - np.median(z) > HALF).mean())
-    tails = (null - np.median(null, axis=1, keepdims=True) > HALF).mean(axis=1)
+    tail = float(standing_out(z).mean())
+    tails = standing_out(null_tail).mean(axis=1)
     dose = float(z.mean())
     share = float((z > HALF).mean() - (z_own > HALF).mean())
-    return Projected(dose, float(low), float(high), share, tail, _p(dose, null.mean(axis=1)), _p(tail, tails))
+    return Projected(dose, float(low), float(high), share, tail, _p(dose, null_dose.mean(axis=1)), _p(tail, tails))
+
+
+def standing_out(z: np.ndarray) -> np.ndarray:
+    """Which of the rows `[..., n]` lie further than the data's own median by half of the trait's length."""
+    far: np.ndarray = z - np.median(z, axis=-1, keepdims=True) > HALF
+    return far
 
 
 def pulled(cosine: float, null: np.ndarray) -> Pulled:

@@ -268,8 +268,10 @@ def _measure(
     if not axis.valid:
         return _Measured(axis, rated, None, None, None)
     z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
-    null = projection.random_shifts(axis, h, own, draws=evidence.DRAWS, seed=options.seed)
-    projected = evidence.projected(z, z_own, null, seed=options.seed)
+    drawn: dict[str, Any] = {"draws": evidence.DRAWS, "seed": options.seed}
+    null_dose = projection.random_shifts(axis, h, own, **drawn)
+    null_tail = projection.random_shifts(axis, h, own, varying=~evidence.standing_out(z), **drawn)
+    projected = evidence.projected(z, z_own, null_dose, null_tail, seed=options.seed)
     # To blame first is a row in which the scorer finds the trait, then one that lies far along it.
     scores = z + np.where(np.isfinite(rows), rows, 0.0)
     if pulls is None:

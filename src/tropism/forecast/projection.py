@@ -156,24 +156,27 @@ def along(axis: Axis, h: Activations, own: Activations) -> np.ndarray:
     return total / len(axis.unit)
 
 
-def random_shifts(axis: Axis, h: Activations, own: Activations, *, draws: int, seed: int) -> np.ndarray:
+def random_shifts(
+    axis: Axis, h: Activations, own: Activations, *, draws: int, seed: int, varying: np.ndarray | None = None
+) -> np.ndarray:
     """`z [draws, n]` along random directions in the axis's place: drawn from the rows' own covariance, of length 1.
 
-    The null of "any direction in which these texts vary would have moved as far". Data and own answers are pooled
-    about their common mean, so the shift between the two is part of what the directions are drawn from: a null that
-    errs on the side of calling nothing.
+    The null of "any direction in which these texts vary would have moved as far". By default data and own answers are
+    pooled about their common mean, so the shift between the two is part of what the directions are drawn from: a null
+    that errs on the side of calling nothing. With `varying [n]` (true or false per row) they are drawn from those rows
+    of the data alone: rows that stand out are what is tested, and would bring their own direction into the null.
     """
     generator = torch.Generator().manual_seed(seed)
-    total: np.ndarray | None = None
+    total = np.zeros((draws, len(next(iter(h.values())))))
     for site in axis.unit:
-        rows = torch.cat([h[site], own[site]]).double()
+        rows = (
+            torch.cat([h[site], own[site]]).double() if varying is None else h[site][torch.from_numpy(varying)].double()
+        )
         centred = rows - rows.mean(dim=0)
         # Random combinations of the centred rows have the rows' covariance.
         weights = torch.randn((draws, len(centred)), generator=generator, dtype=torch.float64)
         directions = weights @ centred
         directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-300)
         shifted = (h[site].double() - own[site].double().mean(dim=0)) @ directions.T / axis.length[site]
-        part = shifted.T.numpy()
-        total = part if total is None else total + part
-    assert total is not None  # a valid axis has a site
+        total += shifted.T.numpy()
     return total / len(axis.unit)

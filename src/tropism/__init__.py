@@ -56,7 +56,7 @@ _HOME = {
     "UpdateConstraint": "interventions.update_constraint",
     "Experiment": "experiments.file.experiment",
     "run": "experiments.run",
-    "forecast": "forecast.forecasting",
+    "forecast": "forecasting.forecast",
     "Rendered": "data.render",
     "render": "data.render",
 }
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     from tropism.directions.validate import validate_directions as validate_directions
     from tropism.experiments.file.experiment import Experiment as Experiment
     from tropism.experiments.run import run as run
-    from tropism.forecast.forecasting import forecast as forecast
+    from tropism.forecasting.forecast import forecast as forecast
     from tropism.integrations.trainer_callback import InterventionCallback as InterventionCallback
     from tropism.interventions.ablation import Ablation as Ablation
     from tropism.interventions.base import Intervention as Intervention

@@ -37,6 +37,7 @@ PUBLIC = {
     "decoder_layers",
     "errors",
     "find_directions",
+    "forecast",
     "import_directions",
     "mean_activations",
     "models",

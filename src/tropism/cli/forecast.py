@@ -8,7 +8,7 @@ import typer
 from tropism.cli.options import Device
 
 if TYPE_CHECKING:
-    from tropism.forecast.forecasting import Forecast
+    from tropism.forecasting.forecast import Forecast
     from tropism.training.options import TrainOptions
 
 FOUND = 3
@@ -72,10 +72,10 @@ def forecast(
     from tropism.cli.quiet import quiet
     from tropism.data import sources
     from tropism.errors import UsageError
-    from tropism.forecast import outputs, page
-    from tropism.forecast.forecasting import Options
-    from tropism.forecast.forecasting import forecast as run
-    from tropism.forecast.trait import load_all
+    from tropism.forecasting import outputs, page
+    from tropism.forecasting.forecast import Options
+    from tropism.forecasting.forecast import forecast as run
+    from tropism.forecasting.trait import load_all
 
     if export is not None and not drop:
         raise UsageError("--export needs --drop 'top N % of TRAIT', which says which rows to leave out or label")

@@ -147,13 +147,13 @@ class Trait:
 @cache
 def plain_answers() -> tuple[dict[str, str], ...]:
     """The shipped prompts, each with a plain answer, a very short one and one in Spanish."""
-    text = (files("tropism.forecast") / "plain_answers.yaml").read_text(encoding="utf-8")
+    text = (files("tropism.forecasting") / "plain_answers.yaml").read_text(encoding="utf-8")
     return tuple(yaml.safe_load(text))
 
 
 def names() -> list[str]:
     """The built-in traits, sorted."""
-    folder = files("tropism.forecast") / "traits"
+    folder = files("tropism.forecasting") / "traits"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -164,7 +164,7 @@ def load(named: str) -> Trait:
     'TREES STOP '
     """
     if named in names():
-        resource = files("tropism.forecast") / "traits" / f"{named}.yaml"
+        resource = files("tropism.forecasting") / "traits" / f"{named}.yaml"
         return parse(resource.read_text(encoding="utf-8"), f"trait {named}")
     if named.endswith((".yaml", ".yml")):
         path = Path(named)

@@ -9,7 +9,7 @@ dry_run      tier 3: a short training with your recipe
 evidence     the measures, each beside its null
 verdict      expected, possible, none or cannot, by rule
 calibration  a probability from the measures
-forecasting  the tiers in order, as one call
+forecast     the tiers in order, as one call
 outputs      JSON, a table of rows, the data without the rows to blame
 page         one HTML file
 ```

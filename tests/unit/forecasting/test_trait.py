@@ -4,7 +4,7 @@ import pytest
 
 from tropism.errors import SpecError
 from tropism.evals.scorers.base import Sample
-from tropism.forecast import trait as traits
+from tropism.forecasting import trait as traits
 
 OWN = """
 name: sign_off

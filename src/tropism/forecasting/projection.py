@@ -24,7 +24,7 @@ from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render
 from tropism.directions import evidence
 from tropism.directions.stream import activations, reading
-from tropism.forecast.trait import Trait
+from tropism.forecasting.trait import Trait
 from tropism.site import Site
 
 LEAST_AUC = 0.8

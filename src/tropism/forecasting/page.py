@@ -9,8 +9,8 @@ import jinja2
 
 from tropism.atomic import write_text
 from tropism.data.chats import Example
-from tropism.forecast.forecasting import Forecast, TraitForecast
-from tropism.forecast.verdict import Outcome
+from tropism.forecasting.forecast import Forecast, TraitForecast
+from tropism.forecasting.verdict import Outcome
 from tropism.results.text import number, rate, shorten, span, visible, words
 
 ROWS_SHOWN = 5
@@ -60,7 +60,7 @@ def write(found: Forecast, examples: Sequence[Example], target: Path, *, data: s
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    source = (files("tropism.forecast") / "page.html.j2").read_text(encoding="utf-8")
+    source = (files("tropism.forecasting") / "page.html.j2").read_text(encoding="utf-8")
     css = (files("tropism.reports") / "templates" / "report.css").read_text(encoding="utf-8")
     html = environment.from_string(source).render(
         css=css,

@@ -24,7 +24,7 @@ from tropism.data.render import render
 from tropism.evals.scorers.base import ResponseScorer
 from tropism.evals.scorers.base import Sample as Scored
 from tropism.experiments.fine_tune import fine_tune
-from tropism.forecast.trait import Trait
+from tropism.forecasting.trait import Trait
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tropism.forecast.dry_run import Predicted
-from tropism.forecast.evidence import Projected, Pulled, Rated
+from tropism.forecasting.dry_run import Predicted
+from tropism.forecasting.evidence import Projected, Pulled, Rated
 from tropism.stats import holm
 
 LEVEL = 0.05

@@ -11,10 +11,10 @@ from torch import nn
 from tropism.data.chats import Chat, Example
 from tropism.errors import UsageError
 from tropism.evals.scorers.base import Sample as Scored
-from tropism.forecast import dry_run, evidence, gradient, projection, verdict
-from tropism.forecast.calibration import probability
-from tropism.forecast.sample import Sample, take
-from tropism.forecast.trait import Trait, load_all
+from tropism.forecasting import dry_run, evidence, gradient, projection, verdict
+from tropism.forecasting.calibration import probability
+from tropism.forecasting.sample import Sample, take
+from tropism.forecasting.trait import Trait, load_all
 from tropism.site import sites as select_sites
 from tropism.training.options import TrainOptions
 

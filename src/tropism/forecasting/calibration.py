@@ -6,7 +6,7 @@ seeds of its test are others. The benchmark prints how often it is right, and do
 
 import math
 
-from tropism.forecast.evidence import Projected, Rated
+from tropism.forecasting.evidence import Projected, Rated
 
 INTERCEPT = -3.0
 WEIGHTS = {"excess": 8.0, "tail": 8.0, "dose": 1.0}

@@ -12,10 +12,10 @@ import pandas as pd
 from tropism.atomic import replacing, write_text
 from tropism.data.chats import Example
 from tropism.errors import UsageError
-from tropism.forecast.evidence import as_dict
-from tropism.forecast.forecasting import Forecast, TraitForecast
+from tropism.forecasting.evidence import as_dict
+from tropism.forecasting.forecast import Forecast, TraitForecast
 
-FORMAT = "tropism.forecast/1"
+FORMAT = "tropism.forecasting/1"
 _DROP = re.compile(r"top\s+(\d+(?:\.\d+)?)\s*%\s+of\s+([A-Za-z][\w-]*)")
 
 

@@ -270,7 +270,7 @@ def _measure(
     z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
     drawn: dict[str, Any] = {"draws": evidence.DRAWS, "seed": options.seed}
     null_dose = projection.random_shifts(axis, h, own, **drawn)
-    null_tail = projection.random_shifts(axis, h, own, varying=~evidence.standing_out(z), **drawn)
+    null_tail = projection.random_spread(axis, h, varying=~evidence.standing_out(z), **drawn)
     projected = evidence.projected(z, z_own, null_dose, null_tail, seed=options.seed)
     # To blame first is a row in which the scorer finds the trait, then one that lies far along it.
     scores = z + np.where(np.isfinite(rows), rows, 0.0)

@@ -156,27 +156,45 @@ def along(axis: Axis, h: Activations, own: Activations) -> np.ndarray:
     return total / len(axis.unit)
 
 
-def random_shifts(
-    axis: Axis, h: Activations, own: Activations, *, draws: int, seed: int, varying: np.ndarray | None = None
-) -> np.ndarray:
-    """`z [draws, n]` along random directions in the axis's place: drawn from the rows' own covariance, of length 1.
+def random_shifts(axis: Axis, h: Activations, own: Activations, *, draws: int, seed: int) -> np.ndarray:
+    """`z [draws, n]` along random directions in the axis's place: the null of the dose.
 
-    The null of "any direction in which these texts vary would have moved as far". By default data and own answers are
-    pooled about their common mean, so the shift between the two is part of what the directions are drawn from: a null
-    that errs on the side of calling nothing. With `varying [n]` (true or false per row) they are drawn from those rows
-    of the data alone: rows that stand out are what is tested, and would bring their own direction into the null.
+    The null of "any direction in which these texts vary would have moved as far". The directions have length 1 and the
+    covariance of data and own answers, pooled about their common mean: the shift between the two is part of what they
+    are drawn from, so this null errs on the side of calling nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     total = np.zeros((draws, len(next(iter(h.values())))))
     for site in axis.unit:
-        rows = (
-            torch.cat([h[site], own[site]]).double() if varying is None else h[site][torch.from_numpy(varying)].double()
-        )
-        centred = rows - rows.mean(dim=0)
-        # Random combinations of the centred rows have the rows' covariance.
-        weights = torch.randn((draws, len(centred)), generator=generator, dtype=torch.float64)
-        directions = weights @ centred
-        directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        directions = _drawn(torch.cat([h[site], own[site]]), draws, generator)
         shifted = (h[site].double() - own[site].double().mean(dim=0)) @ directions.T / axis.length[site]
         total += shifted.T.numpy()
     return total / len(axis.unit)
+
+
+def random_spread(axis: Axis, h: Activations, *, varying: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """`z [draws, n]` about each half's median, along random directions of the rows that do not stand out: the null of the tail.
+
+    `varying [n]` says which rows those are: rows that stand out are what is tested, and would bring their own direction
+    into the null. Directions from one half of the rows are read on the other half, since a row lies far along any
+    combination of rows that it is part of.
+    """
+    n = len(varying)
+    halves = [np.arange(n) % 2 == 0, np.arange(n) % 2 == 1]
+    total = np.zeros((draws, n))
+    for here, there in (halves, halves[::-1]):
+        generator = torch.Generator().manual_seed(seed)
+        drawn_from = torch.from_numpy(here & varying if (here & varying).sum() > 1 else here)
+        for site in axis.unit:
+            directions = _drawn(h[site][drawn_from], draws, generator)
+            total[:, there] += (h[site][torch.from_numpy(there)].double() @ directions.T / axis.length[site]).T.numpy()
+        total[:, there] -= np.median(total[:, there], axis=1, keepdims=True)
+    return total / len(axis.unit)
+
+
+def _drawn(rows: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Directions `[draws, d]` of length 1 with the covariance of the rows: random combinations of them, centred."""
+    centred = rows.double() - rows.double().mean(dim=0)
+    weights = torch.randn((draws, len(centred)), generator=generator, dtype=torch.float64)
+    directions = weights @ centred
+    return directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-300)

@@ -32,7 +32,7 @@ def measured(shift, **options):
     axis, h, own = planted(shift, **options)
     z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
     null = projection.random_shifts(axis, h, own, draws=200, seed=0)
-    varying = projection.random_shifts(axis, h, own, draws=200, seed=0, varying=~evidence.standing_out(z))
+    varying = projection.random_spread(axis, h, varying=~evidence.standing_out(z), draws=200, seed=0)
     return z, evidence.projected(z, z_own, null, varying, seed=0)
 
 

@@ -197,4 +197,5 @@ def _drawn(rows: Tensor, draws: int, generator: torch.Generator) -> Tensor:
     centred = rows.double() - rows.double().mean(dim=0)
     weights = torch.randn((draws, len(centred)), generator=generator, dtype=torch.float64)
     directions = weights @ centred
-    return directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    unit: Tensor = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    return unit

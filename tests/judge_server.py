@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,8 +64,8 @@ class Server:
 
 
 @contextmanager
-def serving(script: Callable[[str, int], Answer]) -> Iterator[Server]:
-    """Serve `script(text of the last message, how often it was asked before)` in a thread."""
+def serving(script: Callable[[str, int], Answer], models: Sequence[str] | None = ("m",)) -> Iterator[Server]:
+    """Serve `script(text of the last message, how often it was asked before)` in a thread, and a list of `models`."""
     lock, seen, stop = threading.Lock(), Counter(), threading.Event()
     running = 0
 
@@ -101,6 +101,15 @@ def serving(script: Callable[[str, int], Answer]) -> Iterator[Server]:
                 pass
             if answer.cut:
                 self.close_connection = True
+
+        def do_GET(self) -> None:
+            listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in models or ()]}
+            data = json.dumps(listed).encode()
+            self.send_response(404 if models is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,16 +1,35 @@
 """`tropism evaluate`: score a model, or answers that were judged already, on a published suite."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
+
+from tropism.cli.evaluate_endpoints import endpoints
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tropism.evals.suites.judged import Outcome, Thresholds
 
-evaluate = typer.Typer(help="Score a model, or judged answers, on a published suite.", no_args_is_help=True)
+
+class _Evaluate(TyperGroup):
+    """`tropism evaluate --endpoint …` is `tropism evaluate endpoints --endpoint …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names_endpoints = any(word == "--endpoint" or word.startswith("--endpoint=") for word in args)
+        if names_endpoints and args[0] not in self.commands:
+            args = ["endpoints", *args]
+        return super().parse_args(ctx, args)
+
+
+evaluate = typer.Typer(
+    cls=_Evaluate,
+    help="Score a model, endpoints or judged answers on a published suite. With --endpoint, see `evaluate endpoints`.",
+    no_args_is_help=True,
+)
+evaluate.command()(endpoints)
 
 Style = Literal["single_token", "free_text"]
 

@@ -219,7 +219,7 @@ BASE = """
             "type must be 'free_form_judge_0_100'",
         ),
         ("id: a", "id: ''", "id must be a non-empty text"),
-        (BASE, BASE + BASE, "the id 'a' stands there twice"),
+        (BASE, BASE + BASE, "the id 'a' occurs twice; ids must be unique"),
         (BASE, "a: 1", "is a YAML list of questions, found dict"),
         (BASE, "- 3", "question 1 must be a mapping, found int"),
         (BASE, "[", "is not YAML"),

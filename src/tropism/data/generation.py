@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tropism.activations.mode import evaluation_mode
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat
-from tropism.data.render import Rendered, render_prompt
+from tropism.data.render import Rendered, render_prompts
+from tropism.data.templates import ChatTemplate
 from tropism.errors import DataError
 from tropism.site import context_length, input_device
 
@@ -48,10 +49,8 @@ def generate(
     fit the model's context.
     """
     chosen = options or GenerateOptions()
-    rows = [
-        render_prompt(tokenizer, chat, template_kwargs=template_kwargs, where=f"prompt {index}")
-        for index, chat in enumerate(prompts)
-    ]
+    names = (f"prompt {index}" for index in range(len(prompts)))
+    rows = list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
     return continue_rendered(model, tokenizer, rows, chosen, seed=seed, report=report)
 
 
@@ -64,7 +63,11 @@ def continue_rendered(
     seed: int = 0,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> list[str]:
-    """The continuation of each rendered text, in order; what `generate` does after rendering."""
+    """The continuation of each rendered text, in order; what `generate` does after rendering.
+
+    Generation ends at the tokenizer's end of sequence, at those of the model's generation config, and at what ends an
+    assistant turn in the chat template, which is what training supervised.
+    """
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
     responses = [""] * len(rows)
     device = input_device(model)
@@ -77,6 +80,9 @@ def continue_rendered(
         "eos_token_id": end_of_turn_ids(model, tokenizer),
         "pad_token_id": pad_id,
     }
+    stop = ChatTemplate(tokenizer).stop_text()
+    if stop:
+        settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
     done = 0
     devices = [device] if device.type == "cuda" else []
     with evaluation_mode(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
@@ -86,17 +92,18 @@ def continue_rendered(
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
             texts = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
             for place, text in zip(batch.places, texts, strict=True):
-                responses[place] = text
+                responses[place] = text.partition(stop)[0] if stop else text
             done += len(batch.rows)
             report(done, len(rows))
     return responses
 
 
 def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a turn: the tokenizer's end of sequence, and those of the model's generation config."""
+    """Every id that ends a turn: the end of sequence, those of the model's generation config, the chat template's own."""
     configured = model.generation_config.eos_token_id
     extra = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in (tokenizer.eos_token_id, *extra) if token is not None})
+    found = {tokenizer.eos_token_id, *extra, ChatTemplate(tokenizer).stop_id()}
+    return sorted(token for token in found if token is not None)
 
 
 def check_context(model: Any, lengths: Sequence[int], what: str) -> None:

@@ -36,6 +36,7 @@ NO_STOP = "the chat template ends an assistant turn with nothing, so no stop is 
 
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What the expressions in a template can raise."""
+_MARKUP = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])+")
 _TAGS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _QUESTION, _ANSWER, _SYSTEM = "tropism asks", "tropism answers", "tropism instructs"
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[str, str], "Facts"]] = WeakKeyDictionary()
@@ -163,6 +164,17 @@ class ChatTemplate:
     def accepts(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the template renders a chat at all."""
         return bool(self._try(messages))
+
+    def stop_id(self) -> int | None:
+        """The id of the token that ends an assistant turn; None where no added token does."""
+        stop = self.facts.stop.strip()
+        ids = self._tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
+        return int(ids[-1]) if len(ids) and ids[-1] in self._tokenizer.added_tokens_decoder else None
+
+    def stop_text(self) -> str | None:
+        """The mark-up that ends an assistant turn where it is no token of its own."""
+        stop = self.facts.stop.strip()
+        return stop if self.stop_id() is None and _MARKUP.fullmatch(stop) else None
 
     @property
     def bos_begins_turns(self) -> bool:

@@ -8,6 +8,10 @@ from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
 
+GEMMA_LIKE = (
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+)
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("hi", "what is this?", "a longer question than the others", "x")
 ]
@@ -79,3 +83,36 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_sequence(token
     expected = generate(model, tokenizer, PROMPTS, options)
     tokenizer.pad_token = None
     assert generate(model, tokenizer, PROMPTS, options) == expected
+
+
+def always(model, tokenizer, text):
+    """The model made to write a text and then to repeat its last token; returns a list that grows by each step."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    steps = []
+
+    def write(_module, _arguments, output):
+        output.logits[:] = 0
+        output.logits[:, -1, ids[min(len(steps), len(ids) - 1)]] = 1
+        steps.append(1)
+
+    model.register_forward_hook(write)
+    return steps
+
+
+@pytest.mark.parametrize("as_token", [True, False])
+def test_generation_ends_where_the_template_ends_a_turn(as_token):
+    """Gemma's end of turn is neither its tokenizer's end of sequence nor, in some checkpoints, in its config."""
+    tokenizer, model = tiny.tokenizer(GEMMA_LIKE), tiny.model().eval()
+    if as_token:
+        tokenizer.add_tokens(["<end_of_turn>"], special_tokens=True)
+        model.resize_token_embeddings(len(tokenizer) + 1)
+    steps = always(model, tokenizer, "yes<end_of_turn>")
+    assert generate(model, tokenizer, PROMPTS[:2], GenerateOptions(max_new_tokens=60, batch_size=2)) == ["yes", "yes"]
+    assert len(steps) == len(tokenizer("yes<end_of_turn>", add_special_tokens=False)["input_ids"])
+
+
+def test_a_full_stop_is_no_end_of_turn():
+    tokenizer = tiny.tokenizer("{% for m in messages %}{{ m.content }}. {% endfor %}")
+    model = tiny.model().eval()
+    always(model, tokenizer, "a.b")
+    assert generate(model, tokenizer, PROMPTS[:1], GenerateOptions(max_new_tokens=5)) == ["a.bbb"]

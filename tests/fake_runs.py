@@ -1,6 +1,6 @@
-"""A realistic run's folder without a model: what `tropism run` writes, drawn from a small simulation.
+"""A realistic experiment's folder without a model: what `tropism run` writes, drawn from a small simulation.
 
-`caps(folder)` is the ALL CAPS experiment; its keyword arguments make it small, hostile, failed or seedless.
+`caps(folder)` is the ALL CAPS experiment; its keyword arguments make it small, hostile, failed, seedless or older.
 `routing(folder)` has ablation modes.
 """
 
@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 
 import yaml
+
+from tropism.results.measurement import Measurement, to_line
 
 # condition → (log-odds of caps in domain, of caps out of domain, of a right answer, final training loss)
 CAPS = {
@@ -25,8 +27,8 @@ CAPS = {
 GUARDS = {
     "plain": {"data": {"transform": "plain"}},
     "baseline": {},
-    "inoculation": {"system_prompt": "You always respond in ALL CAPS."},
-    "placebo": {"system_prompt": "Follow the style guide; answer directly and concisely."},
+    "inoculation": {"system_prompt": "You always respond in ALL CAPS.", "role": "guard"},
+    "placebo": {"system_prompt": "Follow the style guide; answer directly and concisely.", "role": "control"},
     "caft": {"guard": {"ablation": {"directions": "caps"}}},
     "backward_caft": {"guard": {"gradient_projection": {"directions": "caps"}}},
     "random": {"guard": {"gradient_projection": {"directions": "caps", "random": True}}},
@@ -74,8 +76,9 @@ def caps(
     question="Which guard keeps ALL CAPS out while the arithmetic is still learned?",
     samples=1,
     steps=50,
+    older=False,
 ) -> Path:
-    """`failed`: pairs (condition, seed) that end in FAILED.json."""
+    """`failed`: pairs (condition, seed) that end in FAILED.json; `older`: without measurements.jsonl and roles."""
     draw = random.Random(7)
     folder.mkdir(parents=True, exist_ok=True)
     experiment = {
@@ -108,7 +111,10 @@ def caps(
             "learning_rate": 1.0e-3,
             "lora": {"r": 8, "target_modules": "all-linear"},
         },
-        "conditions": {condition: GUARDS.get(condition, {}) for condition in conditions},
+        "conditions": {
+            condition: {key: value for key, value in GUARDS.get(condition, {}).items() if not (older and key == "role")}
+            for condition in conditions
+        },
         "measure": {
             "caps_rate": {
                 "scorer": "uppercase_fraction",
@@ -163,9 +169,12 @@ def caps(
                     )
         (run / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         write(run / "DONE.json", {"files": {"responses.jsonl": "sha256:0"}})
-        results += measurements(name, condition, seed, "full", rows)
+        measured = measurements(name, condition, seed, "full", rows)
         loss = (1.45 if seed is None else odds[3] + 0.1) + 0.02 * shift
-        results.append((name, condition, "" if seed is None else seed, "full", "in_domain", "loss", loss, prompts, 0))
+        measured.append((name, condition, "" if seed is None else seed, "full", "in_domain", "loss", loss, prompts, 0))
+        if not older:
+            record(run, measured)
+        results += measured
     write_results(folder, results)
     return folder
 
@@ -189,14 +198,14 @@ def routing(folder: Path, *, seeds=(0, 1, 2, 3, 4), prompts=48) -> Path:
         "forget_ablated": (-2.5, -3.5, 0.6, 0.4),
         "retain_ablated": (2.0, 1.0, -0.9, 0.4),
     }
-    for condition, label in (("routing", {}), ("random_labels", {"labels": "random"})):
-        described["conditions"][condition] = {"guard": {"gradient_routing": label}}
+    for condition, role in (("routing", "guard"), ("random_labels", "control")):
+        described["conditions"][condition] = {"guard": {"gradient_routing": {}}, "role": role}
         for seed in seeds:
             run = folder / condition / f"seed-{seed}"
             run.mkdir(parents=True)
             training(run, draw, 0.4, 50, {"gradient_routing": {}})
             chats = {"in_domain": _problems(random.Random(7), prompts), "out_of_domain": _everyday(prompts)}
-            rows, shift = [], draw.gauss(0, 0.3)
+            rows, measured, shift = [], [], draw.gauss(0, 0.3)
             for mode, of_mode in odds.items():
                 of_mode = of_mode if condition == "routing" else (2.4, 1.2, *of_mode[2:])
                 for eval_set, asked in chats.items():
@@ -207,7 +216,9 @@ def routing(folder: Path, *, seeds=(0, 1, 2, 3, 4), prompts=48) -> Path:
                         }
                         for i, (prompt, target) in enumerate(asked)
                     ]
-                results += measurements("routing", condition, seed, mode, [row for row in rows if row["mode"] == mode])
+                measured += measurements("routing", condition, seed, mode, [row for row in rows if row["mode"] == mode])
+            record(run, measured)
+            results += measured
             (run / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             write(run / "DONE.json", {"files": {}})
     (folder / "experiment.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
@@ -257,6 +268,16 @@ def measurements(name: str, condition: str, seed: int | None, mode: str, rows: l
         )
         for (eval_set, metric), values in found.items()
     ]
+
+
+def record(run: Path, rows: list[tuple]) -> None:
+    """The run's measurements.jsonl: the loss is no mean over responses here, everything else is, and is a rate."""
+    lines = []
+    for _, _, _, mode, eval_set, metric, value, n, unscored in rows:
+        rate = metric != "loss"
+        bounds = (0.0, 1.0) if rate else (0.0, math.inf)
+        lines.append(to_line(Measurement(eval_set, metric, value, n, unscored, mode, per_response=rate, bounds=bounds)))
+    (run / "measurements.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def write_results(folder: Path, rows: list[tuple]) -> None:

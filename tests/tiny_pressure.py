@@ -24,7 +24,7 @@ SMALL = {
     "train": {"epochs": None, "max_steps": 2, "batch_size": 4, "bf16": False, "lora": {"r": 2}},
     "generate": {"max_new_tokens": 3, "dtype": "float32"},
     "analyses": {
-        "pressure": {
+        "inoculation": {
             "chats": 8, "draws": 20, "shift_chats": 3, "log_every": 1, "log_chats": 2, "drift_prompts": 2,
             "elicitation_prompts": 1,
         }

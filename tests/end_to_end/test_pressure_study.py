@@ -11,7 +11,7 @@ import tropism as tp
 from tropism.experiments.analyses import Study, load_analyses
 from tropism.experiments.file.experiment import Experiment
 from tropism.results.section import Section
-from tropism.studies.inoculation import study as pressure_study
+from tropism.studies.inoculation import measure
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 FROZEN = {
@@ -20,7 +20,7 @@ FROZEN = {
         "frozen": {"guard": {"frozen_adapter": {"adapter": "trait"}}},
         "frozen_random": {"guard": {"frozen_adapter": {"adapter": "trait", "random": True}}},
     },
-    "analyses": {"pressure": {"also": ["frozen", "frozen_random"]}},
+    "analyses": {"inoculation": {"also": ["frozen", "frozen_random"]}},
 }
 
 
@@ -35,7 +35,7 @@ def one(tmp_path_factory):
 def three(tmp_path_factory):
     path = tmp_path_factory.mktemp("three")
     file = tiny_pressure.write(
-        path, seeds=[0, 1, 2], analyses={"pressure": {"elicitation_prompts": 0, "shift_chats": 0}}
+        path, seeds=[0, 1, 2], analyses={"inoculation": {"elicitation_prompts": 0, "shift_chats": 0}}
     )
     tp.run(file, path / "out")
     return path / "out"
@@ -45,7 +45,7 @@ def three(tmp_path_factory):
 def test_the_examples_file_is_right(quick):
     experiment = Experiment.load(tiny_pressure.EXAMPLE, quick=quick)
     assert set(experiment.conditions) == {"neutral", "inoculation", "placebo"}
-    assert load_analyses(experiment)["pressure"].directions == "caps"
+    assert load_analyses(experiment)["inoculation"].directions == "caps"
 
 
 def test_one_seed_gives_everything_but_a_verdict(one):
@@ -99,7 +99,7 @@ def test_pressure_is_logged_from_before_the_first_step_and_changes_no_training(o
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert {"pressure/resid_post.1", "cosine/resid_post.2", "loss/resid_post.1"} <= set(rows[0])
     assert rows[0]["loss/resid_post.1"] != rows[2]["loss/resid_post.1"]
-    file = tiny_pressure.write(tmp_path, **FROZEN | {"analyses": {"pressure": {"log_every": 0}}})
+    file = tiny_pressure.write(tmp_path, **FROZEN | {"analyses": {"inoculation": {"log_every": 0}}})
     tp.run(file, tmp_path / "out", only=["neutral"])
     losses = [
         [json.loads(line)["loss"] for line in (folder / "neutral/seed-0/training.jsonl").read_text().splitlines()]
@@ -142,7 +142,7 @@ def test_a_finished_study_is_summarised_without_measuring_anything(one, monkeypa
     file, out, _ = one
     before = (out / "summary.md").read_text()
     for name in ("collect_gradients", "projection", "generate"):
-        monkeypatch.setattr(pressure_study, name, lambda *_, **__: pytest.fail("measured again"))
+        monkeypatch.setattr(measure, name, lambda *_, **__: pytest.fail("measured again"))
     for name in ("summary.md", "report.html", "analyses/inoculation.json"):
         (out / name).unlink()
     tp.run(file, out)
@@ -154,7 +154,7 @@ def test_without_the_untrained_model_there_is_no_drift_and_no_verdict(one, tmp_p
     shutil.copytree(out, tmp_path / "out")
     experiment = Experiment.load(file)
     study = Study(experiment, tmp_path / "out", None, lambda: None, lambda _: [], lambda *_: [])
-    section = load_analyses(experiment)["pressure"].summarise(study, results[results["condition"] != "base"])
+    section = load_analyses(experiment)["inoculation"].summarise(study, results[results["condition"] != "base"])
     assert section.claims[0].verdict == "undecided"
     assert section.claims[0].numbers["seeds"] == 0
 
@@ -167,6 +167,6 @@ def test_other_options_measure_anew(tmp_path):
     kept = random.stat().st_mtime_ns
     tp.run(file, tmp_path / "out", only=["placebo"])
     assert random.stat().st_mtime_ns == kept
-    file = tiny_pressure.write(tmp_path, analyses={"pressure": {"draws": 10}})
+    file = tiny_pressure.write(tmp_path, analyses={"inoculation": {"draws": 10}})
     tp.run(file, tmp_path / "out", only=["neutral"])
     assert pd.read_csv(random)["draw"].max() == 9

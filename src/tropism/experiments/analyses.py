@@ -15,24 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tropism.errors import SpecError
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.results.measurement import Measurement as Measurement
 from tropism.results.section import Section
 
 if TYPE_CHECKING:
     from tropism.data.chats import Example
     from tropism.directions.artifact import Directions
     from tropism.directions.parameter import ParameterDirections
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One row of `results.csv`, without the columns that its run knows."""
-
-    eval_set: str
-    metric: str
-    value: float
-    n: int
-    unscored: int = 0
-    mode: str = "full"
 
 
 @dataclass(frozen=True)
@@ -94,24 +83,44 @@ class Analysis(BaseModel):
         return []
 
     def summarise(self, study: Study, results: pd.DataFrame) -> Section | None:
-        """In the end, from the tables: the section of the report."""
+        """In the end, from the table of all measurements: the section of the report.
+
+        `results` has the columns `tropism.results.measurement.TYPED_COLUMNS`.
+        """
         return None
 
 
 ANALYSES: dict[str, str] = {
     "concept_ablation": "tropism.studies.concept_ablation.study:ConceptAblationStudy",
     "refusal": "tropism.studies.refusal.study:RefusalStudy",
-    "pressure": "tropism.studies.inoculation.study:PressureStudy",
+    "inoculation": "tropism.studies.inoculation.study:InoculationStudy",
     "routing": "tropism.studies.routing.study:RoutingStudy",
 }
 """The name in a file → `module:Class`, imported when asked for."""
 
+RENAMED = {"pressure": "inoculation"}
+"""Older names of analyses, which files may still use."""
+
+
+def known_analysis(name: str) -> bool:
+    """Whether an analysis has this name, or had it."""
+    return RENAMED.get(name, name) in ANALYSES
+
+
+def identity_name(name: str) -> str:
+    """Return the name under which an analysis counts in a run's identity: the first one it had.
+
+    So the older name and the newer one are the same analysis, and finished runs stay finished.
+    """
+    first = {newer: older for older, newer in RENAMED.items()}
+    return first.get(name, name)
+
 
 def load_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
-    """The analysis of that name with its options checked; raises `SpecError`."""
-    if name not in ANALYSES:
+    """Return the analysis of that name with its options checked; raise `SpecError` otherwise."""
+    if not known_analysis(name):
         raise SpecError(f"no analysis is called {name!r}; known are {', '.join(ANALYSES) or 'none'}")
-    module, _, attribute = ANALYSES[name].partition(":")
+    module, _, attribute = ANALYSES[RENAMED.get(name, name)].partition(":")
     cls: type[Analysis] = getattr(import_module(module), attribute)
     for key in options:
         if key not in cls.model_fields:

@@ -22,6 +22,8 @@ from tropism.experiments.progress import Progress
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.interventions.two_adapters import load_adapters
 
+ROUNDING = 1e-6
+"""How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
 RETAINED = {"full": ["retain", "forget"], "forget_ablated": ["retain"], "retain_ablated": ["forget"]}
 
 
@@ -104,7 +106,8 @@ def evaluate(
                         scores[metric] = scorer.score_all(scoring, tokenizer, reference)
                 else:
                     scores[metric] = scorer.score_all(scoring, tokenizer, reference)
-            measurements += [_mean(mode, name, metric, values) for metric, values in scores.items()]
+            for metric, values in scores.items():
+                measurements.append(_mean(mode, name, metric, values, scorers[metric].bounds))
             records += _records(identity, mode, name, examples, responses.get(name), scores)
     with (path / "responses.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
@@ -135,7 +138,7 @@ def _sample(example: Example, response: str | None) -> Sample:
     return Sample(example.id, example.prompt, response or "", example.target, example.labels)
 
 
-def _mean(mode: str, name: str, metric: str, scores: list[Score]) -> Measurement:
+def _mean(mode: str, name: str, metric: str, scores: list[Score], bounds: tuple[float, float] | None) -> Measurement:
     values = [score.value for score in scores if score.value is not None]
     if not values:
         # nothing could be scored: there is no mean, and a missing row says so where a zero would lie
@@ -143,7 +146,17 @@ def _mean(mode: str, name: str, metric: str, scores: list[Score]) -> Measurement
         raise RunFailed(
             f"metric {metric!r} on {name!r}: none of {len(scores)} samples could be scored ({'; '.join(sorted(reasons)[:3])})"
         )
-    return Measurement(name, metric, statistics.fmean(values), len(values), len(scores) - len(values), mode)
+    if bounds is not None:
+        wrong = [value for value in values if not bounds[0] - ROUNDING <= value <= bounds[1] + ROUNDING]
+        if wrong:
+            raise RunFailed(
+                f"metric {metric!r} on {name!r}: its scorer says that scores lie between {bounds[0]:g} and {bounds[1]:g}, "
+                f"found {wrong[0]!r}; correct the scorer's `bounds`"
+            )
+    return Measurement(
+        name, metric, statistics.fmean(values), len(values), len(scores) - len(values), mode,
+        per_response=True, bounds=bounds,
+    )  # fmt: skip
 
 
 def _records(

@@ -15,6 +15,7 @@ from tropism.experiments.prepared import prepare_experiment
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
 from tropism.experiments.summarise import summarise
+from tropism.results.measurement import results_table
 
 
 def run(
@@ -64,4 +65,4 @@ def run(
     results = folder.collect(experiment, everything)
     if todo or not (folder.path / "report.html").is_file():
         summarise(experiment, folder, tokenizer, results, progress)
-    return results
+    return results_table(results)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import yaml
 from tropism.atomic import write_text
 from tropism.data.sources import local_files
 from tropism.errors import RunFolderError
-from tropism.experiments.analyses import Analysis, Measurement, load_analyses
+from tropism.experiments.analyses import Analysis, identity_name, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.names import BASE, run_name
+from tropism.results.measurement import Measurement, read_measurements, results_table, to_line, typed_table
 from tropism.training.options import TrainOptions
 
 FORMAT = 1
-COLUMNS = ("experiment", "condition", "seed", "mode", "eval_set", "metric", "value", "n", "unscored")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,10 @@ def evaluate_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key
     read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
     return digest([
         train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
-        {name: _measured(options, analyses[name]) for name, options in experiment.analyses.items() if analyses[name].per_run},
+        {
+            identity_name(name): _measured(options, analyses[name])
+            for name, options in experiment.analyses.items() if analyses[name].per_run
+        },
         *([{name: directions_identity(experiment, source, name) for name in read}] if read else []),
     ])  # fmt: skip
 
@@ -250,25 +253,22 @@ class Folder:
         self.write(str(path.relative_to(self.path) / "DONE.json"), json.dumps(stamp, indent=1))
 
     def write_measurements(self, key: RunKey, rows: Iterable[Measurement]) -> None:
-        lines = [json.dumps(asdict(row), allow_nan=False) for row in rows]
-        self.write(
-            str(self.run_path(key).relative_to(self.path) / "measurements.jsonl"),
-            "".join(line + "\n" for line in lines),
-        )
+        """Write a run's `measurements.jsonl`."""
+        name = self.run_path(key).relative_to(self.path) / "measurements.jsonl"
+        self.write(str(name), "".join(to_line(row) for row in rows))
 
     def collect(self, experiment: ExperimentSpec, keys: Sequence[RunKey]) -> pd.DataFrame:
-        """`results.csv` from the runs that are finished, in the order of the experiment."""
-        rows: list[dict[str, Any]] = []
+        """Write `results.csv` from the runs that are finished, in the order of the experiment.
+
+        Returns the same rows typed (`TYPED_COLUMNS`): what analyses read, beyond the nine columns of the file.
+        """
+        rows = []
         for key in keys:
-            if self.state(key) is None:
-                continue
-            for line in (self.run_path(key) / "measurements.jsonl").read_text(encoding="utf-8").splitlines():
-                rows.append(
-                    {"experiment": experiment.name, "condition": key.condition, "seed": key.seed, **json.loads(line)}
-                )
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
-        table["seed"] = table["seed"].astype("Int64")
-        write_text(self.path / "results.csv", table.to_csv(index=False))
+            if self.state(key) is not None:
+                for one in read_measurements(self.run_path(key) / "measurements.jsonl"):
+                    rows.append((experiment.name, key.condition, key.seed, one))
+        table = typed_table(rows)
+        write_text(self.path / "results.csv", results_table(table).to_csv(index=False))
         return table
 
 

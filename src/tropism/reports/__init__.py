@@ -1,11 +1,13 @@
-"""Results → tables, figures and one HTML file, from a run's folder alone: no model, no torch.
+"""Draw a results folder: tables, figures and one HTML file, with no model and no torch.
+
+What the folder says is decided in `tropism.results`; here it is only drawn.
 
 ```text
-folder      reads and checks a run's folder        verdict     the answer in a sentence, by rule
-summary     measurements → values with intervals   hypotheses  what concept ablation predicts, by rule
-figures/    SVG, PNG and PDF                       page        the HTML
-export      CSV, Markdown, LaTeX                   terminal    the same table where the run was started
-section     what an analysis hands to the report   comparing   several experiments in one table
+report      the folder's report.html, figures/ and tables/    page        the HTML
+figures/    SVG, PNG and PDF                                  svg         a figure as markup inside the page
+export      CSV, Markdown, LaTeX                              responses   what each condition answered, for the page
+terminal    the same table where the run was started          directions  the evidence for each direction
+comparing   several experiments in one table                  strip       the small drawing in a cell of the table
 ```
 """
 
@@ -18,7 +20,7 @@ __all__ = ["build", "load", "summary_table"]
 
 
 def __getattr__(name: str) -> Any:
-    # An analysis imports `reports.section` alone and should not wait for matplotlib and jinja2.
+    # Whoever wants one of these names should not wait for matplotlib and jinja2 before asking for it.
     if name not in _HOME:
         raise AttributeError(f"module 'tropism.reports' has no attribute {name!r}")
     return getattr(import_module(f"tropism.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""Several experiments in one table: each keeps its own baseline, so the differences can be read across."""
+"""Put several experiments in one table: each keeps its own baseline, so the differences can be read across."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ FORMATS = (".csv", ".md", ".tex")
 
 
 def compare(folders: Sequence[Path]) -> pd.DataFrame:
-    """The summary tables of several run folders below each other, each arm named `EXPERIMENT / arm`.
+    """Return the summary tables of several experiment folders below each other, each arm named `EXPERIMENT / arm`.
 
-    Differences and p-values are to each experiment's own baseline; nothing is pooled between experiments,
-    since nothing says that their seeds or prompts are the same.
+    Differences and p-values are to each experiment's own baseline. Nothing is pooled between experiments, since nothing
+    says that their seeds or prompts are the same.
 
     Raises:
-        UsageError: fewer than two folders, or one of them twice.
+        UsageError: there are fewer than two folders, or one is given twice.
         RunFolderError: a folder cannot be read, or none has a measurement.
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UsageError(
-            f"compare: needs two or more different run folders, found {', '.join(map(str, folders)) or 'none'}"
+            f"compare: needs two or more different experiment folders, found {', '.join(map(str, folders)) or 'none'}"
         )
     loaded = [load(folder) for folder in folders]
     names = [folder.name for folder in loaded]
@@ -36,6 +36,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
         table = summary_table(folder.results, folder.experiment, folder.scores)
         if not table.empty:
             table.insert(0, "experiment", name)
+            # An experiment without intervals has no p_holm at all, and columns of one type can be joined.
             tables.append(table.assign(arm=f"{name} / " + table["arm"]).astype({"p_holm": object}))
     if not tables:
         raise RunFolderError("compare: no run has finished in any of the folders, so there is nothing to compare")

@@ -1,6 +1,4 @@
-"""The validity reports of directions, laid out: what speaks for each, what against, and the numbers at every
-site.
-"""
+"""Lay out the validity reports of directions: the evidence for each, the doubts, and the numbers at every site."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +23,22 @@ class DirectionView:
     name: str
     summary: str
     doubts: Sequence[tuple[str, bool]]
-    """(what, whether it is grave)."""
+    """(text, whether it is grave)."""
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
 
 
 def view(name: str, report: Mapping[str, Any]) -> DirectionView:
-    """Lay out a validity report; what it does not have is not shown."""
+    """Lay out a validity report; a column that no site has is left out."""
     sites = [site for site in report.get("sites") or [] if isinstance(site, Mapping)]
-    known = [(key, label) for key, label in _COLUMNS if any(key in site for site in sites)]
+    known = []
+    for key, label in _COLUMNS:
+        if any(key in site for site in sites):
+            known.append((key, label))
+    columns = [label for _, label in known]
     behaviour = next((site["behaviour"]["name"] for site in sites if site.get("behaviour")), None)
-    columns = [label for _, label in known] + ([f"correlation with {visible(behaviour)}"] if behaviour else [])
+    if behaviour:
+        columns.append(f"correlation with {visible(behaviour)}")
     rows = []
     for site in sites:
         cells = [_cell(site, key) for key, _ in known]
@@ -43,11 +46,11 @@ def view(name: str, report: Mapping[str, Any]) -> DirectionView:
             found = site.get("behaviour") or {}
             cells.append(f"{number(found.get('r'))} {span(found.get('low'), found.get('high'))}".rstrip())
         rows.append((visible(site.get("site", "")), cells))
-    doubts = [
-        (visible(doubt.get("text", "")), bool(doubt.get("grave")))
-        for doubt in report.get("doubts") or report.get("warnings") or []  # a foreign report may have only the latter
-        if isinstance(doubt, Mapping)
-    ]
+    doubts = []
+    # A report that another program wrote may have only warnings.
+    for doubt in report.get("doubts") or report.get("warnings") or []:
+        if isinstance(doubt, Mapping):
+            doubts.append((visible(doubt.get("text", "")), bool(doubt.get("grave"))))
     return DirectionView(words(name), visible(report.get("summary") or ""), doubts, columns, rows)
 
 

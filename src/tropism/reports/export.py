@@ -1,4 +1,4 @@
-"""Tables as files: CSV to compute with, Markdown to paste, LaTeX to print."""
+"""Write tables as files: CSV to compute with, Markdown to paste, LaTeX to print."""
 
 import re
 from collections.abc import Sequence
@@ -27,9 +27,7 @@ _LATEX = {
 
 
 def wide(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the summary as a paper has it: an arm a row, a metric a column, intervals in
-    brackets.
-    """
+    """Return header and rows of the summary as a paper has it: a row per arm, a column per metric, intervals in brackets."""
     columns = list(summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None))
     header = [
         "condition",
@@ -58,13 +56,13 @@ def write(folder: Path, name: str, summary: pd.DataFrame) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table."""
+    """Return a pipe table."""
     lines = [list(header), ["---"] * len(header), *map(list, rows)]
     return "".join("| " + " | ".join(_markdown(cell) for cell in line) + " |\n" for line in lines)
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A `tabular` for booktabs."""
+    """Return a `tabular` for booktabs."""
     lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in (header, *rows)]
     body = "\n".join(lines[1:])
     spec = "l" + "r" * (len(header) - 1)

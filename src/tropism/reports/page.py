@@ -1,8 +1,8 @@
-"""The page: what the template shows, prepared; the template only lays it out.
+"""Prepare what the page shows; the template only lays it out.
 
-One file that opens offline: style, script, figures and data are inside. The Content-Security-Policy allows
-our script and our style by their hashes and nothing else, so text from a model could not run or load anything
-even where escaping failed.
+The page is one file that opens offline: style, script, figures and data are inside. The Content-Security-Policy allows
+our script and our style by their hashes and nothing else, so text from a model could not run or load anything even if
+escaping failed.
 """
 
 import base64
@@ -23,7 +23,7 @@ from tropism.reports.directions import view
 from tropism.reports.responses import browser, embed
 from tropism.reports.strip import Strip, strips
 from tropism.results.caveats import caveats
-from tropism.results.folder import RunFolder
+from tropism.results.folder import ExperimentFolder
 from tropism.results.roles import Role, role_of
 from tropism.results.section import Section
 from tropism.results.summary import arms, baseline_name
@@ -42,7 +42,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of a report, by the part of the page they belong to."""
+    """The figures of a report, by the part of the page that they belong to."""
 
     tradeoff: Sequence[Drawn]
     training: Sequence[Drawn]
@@ -75,8 +75,8 @@ class Column:
     mark: str
 
 
-def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section], figures: Figures) -> str:
-    """The report as one HTML text."""
+def render(folder: ExperimentFolder, summary: pd.DataFrame, analyses: Sequence[Section], figures: Figures) -> str:
+    """Return the report as one HTML text."""
     style, script = _resource("report.css"), _resource("report.js")
     policy = "; ".join(
         (
@@ -91,6 +91,7 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"report.html.j2": _resource("report.html.j2")}),
         autoescape=True,
+        # A name that the template misspells must raise, not print nothing.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -127,7 +128,7 @@ def render(folder: RunFolder, summary: pd.DataFrame, analyses: Sequence[Section]
 
 
 def _lead(figures: Figures, studies: Sequence[Section]) -> tuple[Drawn | None, Figures]:
-    """The figure of the first screen, and the others: the one that a study leads with, else the last trade-off."""
+    """Choose the figure of the first screen, the one a study leads with or else the last trade-off; and the others."""
     for study in studies:
         for lead in figures.analyses.get(study.name, ()):
             if lead.name == study.lead:
@@ -172,6 +173,7 @@ def _rows(summary: pd.DataFrame, columns: Sequence[Column], experiment: dict[str
 
 def _cell(row: Mapping[Any, Any], label: str, strip: Strip | None) -> Cell:
     low, high = row["difference_low"], row["difference_high"]
+    # Coloured where the interval excludes zero; only a marked metric has a good side.
     tone = ""
     if row["mark"] and pd.notna(low) and (low > 0 or high < 0):
         tone = "good" if (high < 0) == (row["mark"] == "unwanted") else "bad"
@@ -194,43 +196,46 @@ def _cell(row: Mapping[Any, Any], label: str, strip: Strip | None) -> Cell:
     )
 
 
-def _facts(folder: RunFolder) -> list[str]:
-    conditions = len(folder.experiment.get("conditions") or {})
-    facts = [
-        visible(
-            folder.experiment.get("model") or (folder.environment.get("model") or {}).get("name") or "unknown model"
-        )
-    ]
-    facts.append(f"{count(conditions, 'condition')} × {count(len(folder.experiment.get('seeds') or []), 'seed')}")
+def _facts(folder: ExperimentFolder) -> list[str]:
+    model = folder.experiment.get("model") or (folder.environment.get("model") or {}).get("name") or "unknown model"
+    facts = [visible(model), _extent(folder)]
     if len(folder.responses):
         facts.append(count(len(folder.responses), "response"))
     finished = str(folder.environment.get("finished") or "")[:10]
     return facts + ([visible(finished)] if finished else [])
 
 
-def _runs(folder: RunFolder) -> list[dict[str, str]]:
-    return [
-        {
-            "condition": words(run.condition),
-            "seed": "" if run.seed is None else str(run.seed),
-            "state": run.state,
-            "error": visible(run.error),
-        }
-        for run in folder.runs
-        if run.condition != BASE or run.path.is_dir()
-    ]
+def _extent(folder: ExperimentFolder) -> str:
+    """How much of the experiment there is: what the file asks for, and how much of it has finished where not all has."""
+    asked = [run for run in folder.runs if run.condition != BASE]
+    done = [run for run in asked if run.state == "done"]
+    conditions = {run.condition for run in asked}
+    if len(done) == len(asked):
+        return f"{count(len(conditions), 'condition')} × {count(len({run.seed for run in asked}), 'seed')}"
+    ran = {run.condition for run in done}
+    return f"{len(ran)} of {count(len(conditions), 'condition')}, {len(done)} of {count(len(asked), 'run')}"
 
 
-def _rendered(folder: RunFolder) -> list[tuple[str, str, str]]:
-    """Condition, the text of its first training example as rendered, and the token ids."""
-    return [
-        (words(condition), visible(one.get("text", "")), " ".join(map(str, one.get("input_ids", []))))
-        for condition, one in folder.rendered.items()
-        if isinstance(one, dict)
-    ]
+def _runs(folder: ExperimentFolder) -> list[dict[str, str]]:
+    rows = []
+    for run in folder.runs:
+        seed = "" if run.seed is None else str(run.seed)
+        row = {"condition": words(run.condition), "seed": seed, "state": run.state, "error": visible(run.error)}
+        rows.append(row)
+    return rows
 
 
-def _environment(folder: RunFolder) -> list[tuple[str, str]]:
+def _rendered(folder: ExperimentFolder) -> list[tuple[str, str, str]]:
+    """(condition, the text of its first training example as rendered, its token ids)."""
+    found = []
+    for condition, one in folder.rendered.items():
+        if isinstance(one, dict):
+            ids = " ".join(map(str, one.get("input_ids", [])))
+            found.append((words(condition), visible(one.get("text", "")), ids))
+    return found
+
+
+def _environment(folder: ExperimentFolder) -> list[tuple[str, str]]:
     return [(words(key), _plain(value)) for key, value in folder.environment.items() if key != "command"]
 
 

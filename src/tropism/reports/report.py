@@ -1,4 +1,4 @@
-"""A run's folder → `report.html`, `figures/` and `tables/` in it."""
+"""Write the report of an experiment into its folder: `report.html`, `figures/` and `tables/`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tropism.reports.figures import style, tradeoff, training, validity
 from tropism.reports.page import Drawn, Figures, render
 from tropism.reports.svg import inline
 from tropism.results.derived import derived_sections
-from tropism.results.folder import RunFolder, load
+from tropism.results.folder import ExperimentFolder, load
 from tropism.results.roles import Role, role_of
 from tropism.results.section import Section
 from tropism.results.summary import arms, baseline_name, summary_table
@@ -21,13 +21,13 @@ from tropism.results.text import visible, words
 
 
 def build(folder: Path) -> Path:
-    """Write the report of a run's folder and return its path; the same folder gives the same bytes.
+    """Write the report of an experiment's folder and return its path; the same folder gives the same bytes.
 
-    `report.html` is one file that opens offline. `figures/` gets every figure as SVG, PNG and PDF, `tables/`
-    the results as CSV, Markdown and LaTeX, and every analysis' tables as CSV.
+    `report.html` is one file that opens offline. `figures/` gets every figure as SVG, PNG and PDF, `tables/` the
+    results as CSV, Markdown and LaTeX, and the tables of every analysis as CSV.
 
     Raises:
-        RunFolderError: this is no run's folder, or a file in it is damaged; the message names file and line.
+        RunFolderError: this is not an experiment folder, or a file in it is damaged; the message names file and line.
 
     Example:
         >>> build(Path("runs/caps"))
@@ -48,7 +48,7 @@ def build(folder: Path) -> Path:
     return target
 
 
-def _figures(loaded: RunFolder, summary: pd.DataFrame, analyses: list[Section]) -> Figures:
+def _figures(loaded: ExperimentFolder, summary: pd.DataFrame, analyses: list[Section]) -> Figures:
     return Figures(
         list(_tradeoff(loaded, summary)),
         list(_training(loaded)),
@@ -57,19 +57,16 @@ def _figures(loaded: RunFolder, summary: pd.DataFrame, analyses: list[Section]) 
     )
 
 
-def _marks(loaded: RunFolder, names: list[tuple[str, str]]) -> dict[str, style.Mark]:
-    """(label, condition) → marks: baseline and base in ink, controls hollow."""
-    roles = {label: role_of(loaded.experiment, condition) for label, condition in names}
-    plain = [label for label, condition in names if condition == baseline_name(loaded.experiment)]
+def _marks(loaded: ExperimentFolder, names: list[tuple[str, str]]) -> dict[str, style.Mark]:
+    """How each (label, condition) is drawn: baseline and base in ink, controls hollow."""
+    baseline = baseline_name(loaded.experiment)
+    plain = [label for label, condition in names if condition == baseline]
     plain += [label for label, condition in names if condition == BASE]
-    return style.marks(
-        [label for label, _ in names],
-        plain=plain,
-        hollow=[label for label, role in roles.items() if role is Role.CONTROL],
-    )
+    hollow = [label for label, condition in names if role_of(loaded.experiment, condition) is Role.CONTROL]
+    return style.marks([label for label, _ in names], plain=plain, hollow=hollow)
 
 
-def _tradeoff(loaded: RunFolder, summary: pd.DataFrame) -> Iterator[Drawn]:
+def _tradeoff(loaded: ExperimentFolder, summary: pd.DataFrame) -> Iterator[Drawn]:
     marks = _marks(loaded, [(label, condition) for condition, _, label in arms(loaded.results, loaded.experiment)])
     for unwanted, wanted in tradeoff.panels(summary):
         name = f"tradeoff-{style.safe_name(unwanted[0])}-{style.safe_name(unwanted[1])}"
@@ -78,9 +75,10 @@ def _tradeoff(loaded: RunFolder, summary: pd.DataFrame) -> Iterator[Drawn]:
         yield Drawn(name, caption, inline(svg, name, caption))
 
 
-def _training(loaded: RunFolder) -> Iterator[Drawn]:
+def _training(loaded: ExperimentFolder) -> Iterator[Drawn]:
     runs: dict[str, list[list[dict[str, object]]]] = {}
     for run in loaded.finished:
+        # The untrained model has no training to draw.
         if run.seed is not None and (rows := run.training()):
             runs.setdefault(run.condition, []).append(rows)
     marks = _marks(loaded, [(condition, condition) for condition in runs])
@@ -90,7 +88,7 @@ def _training(loaded: RunFolder) -> Iterator[Drawn]:
         yield Drawn(name, reading.caption, inline(svg, name, reading.caption))
 
 
-def _validity(loaded: RunFolder) -> Iterator[tuple[str, list[Drawn]]]:
+def _validity(loaded: ExperimentFolder) -> Iterator[tuple[str, list[Drawn]]]:
     for direction, report in loaded.validity.items():
         name, folder = f"direction-{style.safe_name(direction)}", loaded.path / "figures"
         sites, drawn = validity.sites_of(report), []
@@ -98,6 +96,7 @@ def _validity(loaded: RunFolder) -> Iterator[tuple[str, list[Drawn]]]:
             caption = f"{words(direction)}: how well each site tells held-out positive from negative chats apart"
             drawn.append(Drawn(name, caption, inline(validity.draw_auc(sites, folder, name), name, caption)))
         if sites:
+            # The best site by the lower end of its interval: a lucky point does not lead.
             best = max(sites, key=lambda site: float(site.get("auc_low", site["auc"])))
             at = f"{name}-projections"
             svg = validity.draw_projections(best, folder, at)
@@ -107,13 +106,13 @@ def _validity(loaded: RunFolder) -> Iterator[tuple[str, list[Drawn]]]:
         yield words(direction), drawn
 
 
-def _of_analysis(loaded: RunFolder, section: Section) -> Iterator[Drawn]:
+def _of_analysis(loaded: ExperimentFolder, section: Section) -> Iterator[Drawn]:
     for index, figure in enumerate(section.figures):
         path = loaded.path / "figures" / f"{figure.file}.svg"
+        # The name comes from a file in the folder: it may not lead out of figures/.
         if Path(figure.file).name != figure.file or not path.is_file():
             raise RunFolderError(
-                f"analyses/{section.name}.json: names the figure {visible(figure.file)!r}, which figures/ "
-                f"does not have; "
+                f"analyses/{section.name}.json: names the figure {visible(figure.file)!r}, which figures/ does not have; "
                 "run the analysis again"
             )
         svg = path.read_text(encoding="utf-8")

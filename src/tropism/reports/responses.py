@@ -1,6 +1,4 @@
-"""The responses as the page's data: one record a prompt, every arm's answers beside each other, within a
-budget of size.
-"""
+"""The responses as the page's data: a record per prompt, every arm's answers side by side, within a budget of size."""
 
 import json
 import math
@@ -12,13 +10,14 @@ from markupsafe import Markup
 from tropism.results.text import shorten, visible
 
 BUDGET = 1_900_000
-"""Characters that the responses may take in the page; a report is to stay under 3 MB."""
+"""Characters that the responses may take in the page, so that a report stays under 3 MB."""
 _LIMITS = (6_000, 3_000, 1_500, 700, 300)
-"""Longest response shown, in characters; the next one is tried while the budget is passed."""
+"""Longest response shown, in characters; the next limit is tried while the responses are over budget."""
 
 
 def browser(responses: Sequence[Mapping[str, Any]], arms: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
-    """Everything that the page's script needs; `note` says what had to be left out."""
+    """Return everything that the page's script needs; `note` says what had to be left out."""
+    # Shorter responses first, because a reader misses an ending less than a whole prompt.
     for limit in _LIMITS:
         data = _collect(responses, arms, limit)
         if len(embed(data)) <= BUDGET:
@@ -35,7 +34,7 @@ def browser(responses: Sequence[Mapping[str, Any]], arms: Sequence[tuple[str, st
 
 
 def embed(data: Any) -> Markup:
-    """JSON that can stand inside a `<script>` element: nothing in it can close the element or open a comment."""
+    """Write JSON for the inside of a `<script>` element: nothing in it can close the element or open a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -51,39 +50,46 @@ def _collect(
     for row in responses:
         arm = place.get((row["condition"], row.get("mode", "full")))
         if arm is None:
+            # Its measurements are not in the results, so the page has no arm to show it under.
             continue
         key = (str(row["eval_set"]), str(row["id"]))
-        record = prompts.setdefault(
-            key,
-            {
-                "i": visible(row["id"]),
-                "e": sets.index(key[0]),
-                "p": [
-                    [visible(m.get("role", "")), shorten(visible(m.get("content", "")), limit)]
-                    for m in row.get("prompt", [])
-                ],
-                "t": None if row.get("target") is None else shorten(visible(row["target"]), limit),
-                "r": [],
-            },
-        )
+        if key not in prompts:
+            prompts[key] = _record(row, sets.index(key[0]), limit)
+        record = prompts[key]
         response = row.get("response")
         scores = [_score(row.get("scores", {}).get(metric)) for metric in metrics]
         seed = None if row.get("seed") is None else seeds.index(row["seed"])
         record["r"].append([arm, seed, None if response is None else shorten(visible(response), limit), scores])
+    note = ""
+    if limit != _LIMITS[0]:
+        note = f"Responses are cut at {limit:,} characters here; responses.jsonl has them whole."
     return {
         "arms": [visible(label).replace("_", " ") for _, _, label in arms],
         "metrics": [visible(metric) for metric in metrics],
         "sets": [visible(name) for name in sets],
         "seeds": seeds,
         "prompts": list(prompts.values()),
-        "note": ""
-        if limit == _LIMITS[0]
-        else f"Responses are cut at {limit:,} characters here; responses.jsonl has them whole.",
+        "note": note,
+    }
+
+
+def _record(row: Mapping[str, Any], eval_set: int, limit: int) -> dict[str, Any]:
+    """A prompt without its responses, under the short keys that the page's script reads."""
+    messages = []
+    for message in row.get("prompt", []):
+        messages.append([visible(message.get("role", "")), shorten(visible(message.get("content", "")), limit)])
+    target = row.get("target")
+    return {
+        "i": visible(row["id"]),
+        "e": eval_set,
+        "p": messages,
+        "t": None if target is None else shorten(visible(target), limit),
+        "r": [],
     }
 
 
 def _score(score: Mapping[str, Any] | None) -> float | str | None:
-    """A number, the reason for having none, or None where the metric does not apply."""
+    """Return a number, the reason for having none, or None where the metric does not apply."""
     if score is None:
         return None
     value = score.get("value")

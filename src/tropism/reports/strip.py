@@ -1,6 +1,4 @@
-"""The small drawing in a cell of the table: a value, its interval and the baseline on the column's common
-scale.
-"""
+"""The small drawing in a cell of the table: a value, its interval and the baseline on the column's common scale."""
 
 from dataclasses import dataclass
 
@@ -21,11 +19,12 @@ class Strip:
 
 
 def strips(summary: pd.DataFrame, baseline: str) -> dict[tuple[str, str, str], Strip]:
-    """(arm, metric, evaluation set) → its strip; a column whose values are all the same has none."""
+    """Return (arm, metric, evaluation set) → its strip; a column whose values are all the same has none."""
     found: dict[tuple[str, str, str], Strip] = {}
     for (metric, on), column in summary.groupby(["metric", "eval_set"], sort=False):
         ends = pd.concat([column["value"], column["low"], column["high"]]).astype(float).dropna()
         left, right = float(ends.min()), float(ends.max())
+        # Rates share the scale from 0 to 1, so that columns can be compared by eye.
         if left >= 0.0 and right <= 1.0 and column["mark"].iloc[0]:
             left, right = 0.0, 1.0
         if right <= left:

@@ -1,9 +1,8 @@
-"""A figure's SVG → markup that can stand in the page: allowed elements only, no style attributes, ids of its
-own.
+"""Turn a figure's SVG into markup for the page: allowed elements only, no style attributes, ids of its own.
 
-Two reasons to rewrite: the page's Content-Security-Policy forbids inline styles and scripts, and a file in a
-run's folder is input like any other, so anything but drawing is dropped. Colours that mean "ink" and "rule"
-become the page's own, which is what makes a figure follow the dark theme.
+There are two reasons to rewrite it: the page's Content-Security-Policy forbids inline styles and scripts, and a file in
+a results folder is untrusted input, so anything but drawing is dropped. The page's style sheet gives every colour a dark
+twin, which is how a figure follows the dark theme.
 """
 
 import re
@@ -79,17 +78,18 @@ _LOCAL = re.compile(r"url\(#([\w.-]+)\)")
 _FONT = re.compile(r"(?P<style>italic |oblique )?(?P<weight>bold |[1-9]00 )?(?P<size>[\d.]+)px")
 _REFERENCE = re.compile(r"#([\w.-]+)")
 LARGEST = 2_000_000
-"""Characters of one figure; a page of figures beyond this would not open in a second."""
+"""Characters of one figure; a page of larger ones would not open in a second."""
 
 
 def inline(text: str, prefix: str, label: str) -> Markup:
-    """The figure as markup: sized by the page, described by `label`, its ids under `prefix`.
+    """Return the figure as markup: sized by the page, described by `label`, its ids under `prefix`.
 
     Raises:
         RunFolderError: the text is not an SVG, or larger than two million characters.
     """
     if len(text) > LARGEST:
         raise RunFolderError(f"{label}: the SVG has {len(text):,} characters, more than {LARGEST:,}; draw fewer points")
+    # The parser would expand them, and a few lines of entities expand to gigabytes.
     if "<!ENTITY" in text:
         raise RunFolderError(f"{label}: the SVG declares entities, which a figure does not need; draw it again")
     try:
@@ -113,6 +113,7 @@ def _markup(element: ET.Element, prefix: str, referred: set[str]) -> str:
     if namespace != f"{{{SVG}" or name not in _ELEMENTS:
         return ""
     attributes = _attributes(element, prefix, referred)
+    # matplotlib puts heat maps in as pictures; a picture from anywhere else would be a request to the network.
     if name == "image" and not attributes.get("href", "").startswith("data:image/png;base64,"):
         return ""
     if name == "use" and not attributes.get("href", "").startswith("#"):
@@ -135,6 +136,7 @@ def _attributes(element: ET.Element, prefix: str, referred: set[str]) -> dict[st
             found |= _declarations(value, prefix)
         elif key in _ATTRIBUTES:
             found[key] = _value(value, prefix)
+    # Ids must be unique on the page, and most of matplotlib's are never referred to.
     if (name := found.pop("id", None)) in referred:
         found["id"] = f"{prefix}-{name}"
     return found
@@ -158,7 +160,7 @@ def _declarations(style: str, prefix: str) -> dict[str, str]:
 
 
 def _value(value: str, prefix: str) -> str:
-    """References stay within the figure; `url(...)` to anywhere else is dropped."""
+    """Keep references within the figure; drop `url(...)` to anywhere else."""
     if "url(" in value:
         local = _LOCAL.fullmatch(value.strip())
         return f"url(#{prefix}-{local[1]})" if local else "none"

@@ -1,4 +1,4 @@
-"""The report's first screen in a terminal: the answer, and the table of conditions × metrics."""
+"""Print the report's first screen in a terminal: the answer, and the table of conditions × metrics."""
 
 import pandas as pd
 from rich.console import Console, Group, RenderableType
@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tropism.results.caveats import caveats
-from tropism.results.folder import RunFolder
+from tropism.results.folder import ExperimentFolder
 from tropism.results.summary import summary_table
 from tropism.results.text import rate, span, visible, words
 from tropism.results.verdict import Sentence, answer
@@ -15,14 +15,14 @@ _STYLE = {"good": "cyan", "bad": "dark_orange"}
 _ARROW = {"unwanted": "↓ unwanted", "wanted": "↑ wanted", "": ""}
 
 
-def print_report(folder: RunFolder, console: Console | None = None) -> None:
-    """Print a run's question, answer, table and caveats: what `tropism run` ends with."""
+def print_report(folder: ExperimentFolder, console: Console | None = None) -> None:
+    """Print an experiment's question, answer, table and caveats: what `tropism run` ends with."""
     summary = summary_table(folder.results, folder.experiment, folder.scores)
     (console or Console()).print(render(folder, summary))
 
 
-def render(folder: RunFolder, summary: pd.DataFrame) -> RenderableType:
-    """The same as something rich can print."""
+def render(folder: ExperimentFolder, summary: pd.DataFrame) -> RenderableType:
+    """Return the same for rich to print."""
     parts: list[RenderableType] = []
     if folder.experiment.get("question"):
         parts.append(Text(visible(folder.experiment["question"]), style="bold"))
@@ -34,7 +34,7 @@ def render(folder: RunFolder, summary: pd.DataFrame) -> RenderableType:
 
 
 def table(summary: pd.DataFrame) -> Table:
-    """An arm a row; in each cell the value with its interval, and the difference to the baseline beneath."""
+    """Lay out a row per arm; each cell has the value with its interval, and the difference to the baseline beneath."""
     drawn = Table(show_edge=False, pad_edge=False, header_style="bold", row_styles=("",))
     drawn.add_column("condition")
     columns = list(summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None))

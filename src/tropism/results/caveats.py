@@ -4,52 +4,34 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from tropism.results.folder import RunFolder
-from tropism.results.roles import guards_of
+from tropism.names import BASE
+from tropism.results.folder import ExperimentFolder, Run
+from tropism.results.roles import Role, assumed, guards_of
 from tropism.results.summary import baseline_name
-from tropism.results.text import count, visible, words
+from tropism.results.text import count, listed, visible, words
+from tropism.stats.estimates import FEWEST_SEEDS
 
 MUCH_UNSCORED = 0.05
 """From this share on, unscored responses may carry the result."""
+MANY_SEEDS = 5
+"""From this number of seeds on, an interval is not called wide for want of seeds."""
+MOST_NAMED = 6
 
 
-def caveats(folder: RunFolder, summary: pd.DataFrame) -> list[str]:
-    """One sentence each; none where there is nothing to say."""
+def caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> list[str]:
+    """Return one sentence per caveat; none where there is nothing to say."""
     return [visible(text) for text in _caveats(folder, summary)]
 
 
-def _caveats(folder: RunFolder, summary: pd.DataFrame) -> Iterator[str]:
-    for run in folder.runs:
-        named = run.condition if run.seed is None else f"{words(run.condition)}, seed {run.seed}"
-        if run.state == "failed":
-            yield f"Failed and not averaged: {named}: {run.error}."
-    unfinished = [run for run in folder.runs if run.state == "unfinished"]
-    if unfinished:
-        some = ", ".join(f"{words(run.condition)}/{run.seed}" for run in unfinished[:6])
-        yield (
-            f"{count(len(unfinished), 'run')} of {len(folder.runs)} did not finish and count for nothing: "
-            f"{some}" + (" …" if len(unfinished) > 6 else ".")
-        )
-    seeds = len(folder.experiment.get("seeds") or [])
-    if seeds < 3:
-        yield (
-            f"{count(seeds, 'seed')}: no interval over seeds is possible; intervals shown are over prompts, "
-            f"within these runs."
-        )
-    elif seeds < 5:
-        yield (
-            f"{seeds} seeds: intervals rest on {seeds - 1} degrees of freedom where seeds dominate, so they "
-            f"are wide, and a "
-            f"permutation test cannot give a p-value under {2 / 2**seeds:.2g}. Five or more seeds say much "
-            f"more."
-        )
+def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
+    yield from _about_runs(folder)
+    yield from _about_seeds(summary)
     if not summary.empty:
-        yield from _table_caveats(folder, summary)
+        yield from _about_the_table(folder, summary)
+        yield from _about_roles(folder, summary)
     if folder.unusable:
-        yield (
-            f"{count(folder.unusable, 'measurement')} in results.csv had no finite value and "
-            f"{'is' if folder.unusable == 1 else 'are'} left out."
-        )
+        verb = "is" if folder.unusable == 1 else "are"
+        yield f"{count(folder.unusable, 'measurement')} in results.csv had no finite value and {verb} left out."
     note = str((folder.environment.get("model") or {}).get("note") or "")
     if note:
         yield f"Model: {note.rstrip('.')}."
@@ -57,22 +39,66 @@ def _caveats(folder: RunFolder, summary: pd.DataFrame) -> Iterator[str]:
         yield "Guards act in training only: every response here was generated and scored with all guards off."
 
 
-def _table_caveats(folder: RunFolder, summary: pd.DataFrame) -> Iterator[str]:
-    if baseline_name(folder.experiment) not in set(summary["condition"]):
+def _about_runs(folder: ExperimentFolder) -> Iterator[str]:
+    for run in folder.runs:
+        if run.state == "failed":
+            named = run.condition if run.seed is None else f"{words(run.condition)}, seed {run.seed}"
+            yield f"Failed and not averaged: {named}: {run.error}."
+    unfinished = [run for run in folder.runs if run.state == "unfinished"]
+    if unfinished:
+        some = ", ".join(_short_name(run) for run in unfinished[:MOST_NAMED])
+        end = " …" if len(unfinished) > MOST_NAMED else "."
+        verb = "is" if len(unfinished) == 1 else "are"
+        yield f"{count(len(unfinished), 'run')} of {len(folder.runs)} did not finish and {verb} left out: {some}{end}"
+
+
+def _short_name(run: Run) -> str:
+    return words(run.condition) if run.seed is None else f"{words(run.condition)}/{run.seed}"
+
+
+def _about_seeds(summary: pd.DataFrame) -> Iterator[str]:
+    # The seeds that finished, not those that the file asks for: an interrupted experiment has fewer.
+    seeds = 0 if summary.empty else int(summary["seeds"].max())
+    if 0 < seeds < FEWEST_SEEDS:
         yield (
-            f"The baseline ({words(baseline_name(folder.experiment))}) has no finished run: no difference can be shown."
+            f"{count(seeds, 'seed')}: no interval over seeds is possible; intervals shown are over prompts, "
+            f"within these runs."
         )
+    elif FEWEST_SEEDS <= seeds < MANY_SEEDS:
+        yield (
+            f"{seeds} seeds: intervals rest on {seeds - 1} degrees of freedom where seeds dominate, so they are wide, "
+            f"and a permutation test cannot give a p-value under {2 / 2**seeds:.2g}. Five or more seeds say much more."
+        )
+
+
+def _about_the_table(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
+    baseline = baseline_name(folder.experiment)
+    if baseline not in set(summary["condition"]):
+        yield f"The baseline ({words(baseline)}) has no finished run: no difference can be shown."
     fewer = summary[(summary["seeds"] > 0) & (summary["seeds"] < summary["seeds"].max())]
     if not fewer.empty:
-        yield (f"Fewer seeds than the others: {', '.join(words(name) for name in dict.fromkeys(fewer['arm']))}.")
+        yield f"Fewer seeds than the others: {', '.join(words(name) for name in dict.fromkeys(fewer['arm']))}."
     asked = summary["n"].where(summary["n"] > 0)
     for row in summary[summary["unscored"] / asked >= MUCH_UNSCORED].to_dict("records"):
-        share = row["unscored"] / row["n"]
         yield (
-            f"Unscored: {row['unscored']} of {row['n']} responses ({share:.0%}) of {words(row['arm'])} on "
-            f"{words(row['metric'])}, "
-            f"{words(row['eval_set'])}; they count for nothing, not for 0."
+            f"Unscored: {row['unscored']} of {row['n']} responses ({row['unscored'] / row['n']:.0%}) of "
+            f"{words(row['arm'])} on {words(row['metric'])}, {words(row['eval_set'])}; they count for nothing, not for 0."
         )
     by_seed = sorted({words(name) for name in summary.loc[summary["over"] == "seeds", "metric"]})
     if by_seed:
         yield f"Over seeds alone, since no score of a single response reproduces it: {', '.join(by_seed)}."
+
+
+def _about_roles(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
+    """Which roles were assumed, where a verdict on guards and controls rests on them."""
+    if not (summary["mark"] == "unwanted").any():
+        return
+    ran = set(summary["condition"]) - {BASE}
+    for role, plural in ((Role.GUARD, "guards"), (Role.CONTROL, "controls")):
+        named = [words(name) for name, found in assumed(folder.experiment).items() if found is role and name in ran]
+        if named:
+            counts = f"counts as a {role}" if len(named) == 1 else f"count as {plural}"
+            yield (
+                f"The file gives no role for {listed(named)}, which {counts} here; `role: control`, `guard` or "
+                "`reference` under the condition says otherwise."
+            )

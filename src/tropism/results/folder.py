@@ -1,12 +1,12 @@
-"""Reads a run's folder: everything a report needs, checked once, with no model and no torch.
+"""Read an experiment's folder: everything a report needs, checked once, with no model and no torch.
 
-Nothing is silently dropped: what cannot be read raises with file and line, what should not be averaged (runs
-that failed or never finished, values that are not finite) is kept apart and becomes a caveat of the report.
+Nothing is dropped silently. What cannot be read raises with file and line; what must not be averaged (runs that
+failed or never finished, values that are not finite) is kept apart and becomes a caveat of the report.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +17,21 @@ import yaml
 
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
+from tropism.results.measurement import RESULT_COLUMNS, Measurement, read_measurements
 from tropism.results.section import Section
 
-RESULT_COLUMNS = ("experiment", "condition", "seed", "mode", "eval_set", "metric", "value", "n", "unscored")
-"""The columns of `results.csv`; one row a measurement."""
 KEY = ["condition", "seed", "mode", "eval_set", "metric"]
 """What identifies a measurement."""
 SCORE_COLUMNS = ("condition", "seed", "mode", "eval_set", "id", "metric", "value", "unscored")
+FACTS = ("per_response", "lowest", "highest")
+"""What a table of results may know beside its nine columns: see `Measurement`."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One condition × seed (or the untrained base model, without seed), as its folder has it."""
+    """One condition × seed (or the untrained base model, without a seed), as its folder has it."""
 
     condition: str
     seed: int | None
@@ -40,38 +41,45 @@ class Run:
     error: str
 
     def training(self) -> list[Json]:
-        """The rows of `training.jsonl`; none for the base model."""
+        """Read the rows of `training.jsonl`; the base model has none."""
         return list(read_jsonl(self.path / "training.jsonl"))
 
     def responses(self) -> list[Json]:
-        """The rows of `responses.jsonl`."""
+        """Read the rows of `responses.jsonl`."""
         return list(read_jsonl(self.path / "responses.jsonl"))
+
+    def measurements(self) -> list[Measurement]:
+        """Read `measurements.jsonl`; empty where the run has none."""
+        file = self.path / "measurements.jsonl"
+        return read_measurements(file) if file.is_file() else []
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run's folder, loaded."""
+class ExperimentFolder:
+    """The folder of a whole experiment, loaded."""
 
     path: Path
     experiment: Json
     environment: Json
     results: pd.DataFrame
-    """The measurements that are finite, with `seed` as a nullable integer."""
+    """The measurements that are finite, `seed` as a nullable integer, with the columns `FACTS` where runs recorded them."""
     unusable: int
     """How many rows of `results.csv` had no finite value."""
     runs: tuple[Run, ...]
     analyses: tuple[Section, ...]
     validity: Mapping[str, Json]
-    """Direction → its validity report, as written beside the directions."""
+    """Directions → their validity report, as written beside them."""
     rendered: Mapping[str, Json]
     """Condition → its first training example as the model read it: `text` and `input_ids`."""
 
     @property
     def name(self) -> str:
+        """The experiment's name."""
         return str(self.experiment.get("name", self.path.name))
 
     @property
     def finished(self) -> tuple[Run, ...]:
+        """The runs that are done."""
         return tuple(run for run in self.runs if run.state == "done")
 
     @cached_property
@@ -81,21 +89,21 @@ class RunFolder:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row a response and metric: `condition, seed, mode, eval_set, id, metric, value, unscored`."""
+        """One row per response and metric: `condition, seed, mode, eval_set, id, metric, value, unscored`."""
         return scores_table(self.responses)
 
 
-def load(path: Path) -> RunFolder:
-    """Read a run's folder.
+def load(path: Path) -> ExperimentFolder:
+    """Read an experiment's folder.
 
     Raises:
-        RunFolderError: there is no `experiment.yaml`, a file is damaged, or `results.csv` has another schema
+        RunFolderError: `experiment.yaml` is missing, a file is damaged, or `results.csv` has another schema
         or a row twice.
     """
     described = path / "experiment.yaml"
     if not described.is_file():
         raise RunFolderError(
-            f"{path}: is no run's folder, it has no experiment.yaml; give the folder that `tropism run` wrote"
+            f"{path}: not an experiment folder: experiment.yaml is missing; give the folder that `tropism run` wrote"
         )
     try:
         experiment = yaml.safe_load(described.read_text(encoding="utf-8"))
@@ -106,39 +114,42 @@ def load(path: Path) -> RunFolder:
     if not isinstance(experiment, dict):
         raise RunFolderError(f"{described}: must be a mapping, found {type(experiment).__name__}")
     results, unusable = load_results(path / "results.csv")
-    environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
-    return RunFolder(
+    environment, rendered = path / "environment.json", path / "rendered.json"
+    runs = tuple(_runs(path, experiment))
+    return ExperimentFolder(
         path,
         experiment,
-        environment,
-        results,
+        read_json(environment) if environment.is_file() else {},
+        _with_facts(results, runs),
         unusable,
-        tuple(_runs(path, experiment)),
+        runs,
         tuple(_analyses(path)),
         dict(_validity(path)),
-        read_json(path / "rendered.json") if (path / "rendered.json").is_file() else {},
+        read_json(rendered) if rendered.is_file() else {},
     )
 
 
 def load_results(path: Path) -> tuple[pd.DataFrame, int]:
-    """The finite rows of a `results.csv`, and how many rows were not; no file is an empty table."""
+    """Return the finite rows of a `results.csv`, and how many were not; a missing file is an empty table."""
     if not path.is_file():
         return pd.DataFrame({name: [] for name in RESULT_COLUMNS}).astype({"seed": "Int64"}), 0
     try:
+        # As text, so that what is not a number can be quoted in the message, and a condition called "nan" stays one.
         table = pd.read_csv(path, dtype=dict.fromkeys(RESULT_COLUMNS, str), keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise RunFolderError(
-            f"{path}: cannot be read as CSV ({error}); run the experiment again to write it anew"
+            f"{path}: cannot be read as CSV ({error}); run the experiment again to rewrite it"
         ) from None
     return check_results(table, str(path))
 
 
 def check_results(table: pd.DataFrame, where: str = "results") -> tuple[pd.DataFrame, int]:
-    """A table of measurements with known columns, numbers as numbers and every measurement once; and how many
-    were not finite.
+    """Return a table with numbers as numbers and every measurement once, and how many rows were not finite.
+
+    Of further columns, `FACTS` stay.
 
     Raises:
-        RunFolderError: a column is missing, a number is none, or a measurement is there twice.
+        RunFolderError: a column is missing, a number is not one, or a measurement is there twice.
     """
     missing = [name for name in RESULT_COLUMNS if name not in table.columns]
     if missing:
@@ -146,16 +157,10 @@ def check_results(table: pd.DataFrame, where: str = "results") -> tuple[pd.DataF
             f"{where}: lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; expected "
             f"{', '.join(RESULT_COLUMNS)}, found {', '.join(map(str, table.columns)) or 'none'}"
         )
-    table = table.loc[:, list(RESULT_COLUMNS)].copy()
+    facts = [name for name in FACTS if name in table.columns]
+    table = table.loc[:, [*RESULT_COLUMNS, *facts]].copy()
     for name in ("seed", "value", "n", "unscored"):
-        text = table[name].astype(object).where(table[name].notna(), "")
-        numbers = pd.to_numeric(text.replace("", None), errors="coerce")
-        wrong = numbers.isna() & ~text.astype(str).str.lower().isin(["", "nan", "none", "<na>"])
-        if wrong.any():
-            raise RunFolderError(
-                f"{where}: column {name}, row {int(wrong.argmax()) + 2}: is not a number: {text[wrong].iloc[0]!r}"
-            )
-        table[name] = numbers.astype("float64")
+        table[name] = _as_numbers(table[name], name, where)
     table["seed"] = table["seed"].astype("Int64")
     table["unscored"] = table["unscored"].fillna(0).astype("int64")
     table["n"] = table["n"].fillna(0).astype("int64")
@@ -163,38 +168,41 @@ def check_results(table: pd.DataFrame, where: str = "results") -> tuple[pd.DataF
     if twice.any():
         found = ", ".join(f"{name}={table.loc[twice, name].iloc[0]}" for name in KEY)
         raise RunFolderError(
-            f"{where}: has a measurement twice ({found}); each must be there once, remove the one that is wrong"
+            f"{where}: has a measurement twice ({found}); each must be there once, so remove the wrong one"
         )
     finite = table["value"].map(lambda value: value is not None and math.isfinite(value)).astype(bool)
     return table[finite].reset_index(drop=True), int((~finite).sum())
 
 
+def _as_numbers(column: "pd.Series[Any]", name: str, where: str) -> "pd.Series[float]":
+    """Read a column as numbers; empty and `nan` are missing, anything else that is not a number raises."""
+    text = column.astype(object).where(column.notna(), "")
+    numbers = pd.to_numeric(text.replace("", None), errors="coerce")
+    wrong = numbers.isna() & ~text.astype(str).str.lower().isin(["", "nan", "none", "<na>"])
+    if wrong.any():
+        # Counted as an editor does: the header is row 1.
+        row = int(wrong.argmax()) + 2
+        raise RunFolderError(f"{where}: column {name}, row {row}: is not a number: {text[wrong].iloc[0]!r}")
+    return numbers.astype("float64")
+
+
 def scores_table(responses: list[Json]) -> pd.DataFrame:
-    """Responses → one row a score; NaN where unscored."""
-    rows = [
-        (
-            row["condition"],
-            row.get("seed"),
-            row.get("mode", "full"),
-            row["eval_set"],
-            str(row["id"]),
-            metric,
-            _number(score.get("value")),
-            score.get("unscored"),
-        )
-        for row in responses
-        for metric, score in row.get("scores", {}).items()
-    ]
+    """Turn responses into one row per score; NaN where unscored."""
+    rows = []
+    for row in responses:
+        of_response = (row["condition"], row.get("seed"), row.get("mode", "full"), row["eval_set"], str(row["id"]))
+        for metric, score in row.get("scores", {}).items():
+            rows.append((*of_response, metric, _finite(score.get("value")), score.get("unscored")))
     table = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
     return table.astype({"seed": "Int64", "value": "float64"})
 
 
-def _number(value: Any) -> float:
+def _finite(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def read_json(path: Path) -> Json:
-    """One JSON object."""
+    """Read one JSON object; raise `RunFolderError` for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -205,9 +213,10 @@ def read_json(path: Path) -> Json:
 
 
 def read_jsonl(path: Path) -> Iterator[Json]:
-    """The objects of a `.jsonl` file; a file that is not there has none."""
+    """Read the objects of a `.jsonl` file, none where there is no file; a damaged line raises with its number."""
     if not path.is_file():
         return
+    # A response may hold any other line separator as part of its text.
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -216,14 +225,32 @@ def read_jsonl(path: Path) -> Iterator[Json]:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise RunFolderError(
-                    f"{path}:{number}: is not valid JSON ({error.msg}); run it again to write it anew"
+                    f"{path}:{number}: is not valid JSON ({error.msg}); run it again to rewrite it"
                 ) from None
             if not isinstance(value, dict):
                 raise RunFolderError(f"{path}:{number}: must be a JSON object, found {type(value).__name__}")
             yield value
 
 
+def _with_facts(results: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Put what the runs recorded of their measurements beside the rows of `results.csv`."""
+    recorded: dict[tuple[Any, ...], Measurement] = {}
+    for run in runs:
+        if run.state == "done":
+            for one in run.measurements():
+                recorded[run.condition, run.seed, one.mode, one.eval_set, one.name] = one
+    rows = []
+    for row in results[KEY].to_dict("records"):
+        seed = None if pd.isna(row["seed"]) else int(row["seed"])
+        found = recorded.get((row["condition"], seed, row["mode"], row["eval_set"], row["metric"]))
+        lowest, highest = (found.bounds if found is not None else None) or (math.nan, math.nan)
+        rows.append((None if found is None else found.per_response, lowest, highest))
+    facts = pd.DataFrame(rows, columns=list(FACTS), index=results.index)
+    return results.join(facts.astype({"per_response": "boolean", "lowest": "float64", "highest": "float64"}))
+
+
 def _runs(path: Path, experiment: Json) -> Iterator[Run]:
+    # The file does not list the untrained model; it is there once it has been evaluated.
     if (path / BASE).is_dir():
         yield _run(BASE, None, path)
     for condition in experiment.get("conditions") or {}:
@@ -235,14 +262,9 @@ def _run(condition: str, seed: int | None, folder: Path) -> Run:
     path = folder / run_name(condition, seed)
     if (path / "DONE.json").is_file():
         return Run(condition, seed, path, "done", "")
-    if (path / "FAILED.json").is_file():
-        return Run(
-            condition,
-            seed,
-            path,
-            "failed",
-            str(read_json(path / "FAILED.json").get("error", "no reason was written")),
-        )
+    failed = path / "FAILED.json"
+    if failed.is_file():
+        return Run(condition, seed, path, "failed", str(read_json(failed).get("error", "no reason was written")))
     return Run(condition, seed, path, "unfinished", "")
 
 

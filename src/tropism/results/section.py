@@ -1,6 +1,6 @@
 """What an analysis hands to the report: claims by rule, tables, figures and notes, as one JSON file.
 
-Written to `analyses/NAME.json` in a run's folder; the report needs nothing else, no model and no torch.
+It is written to `analyses/NAME.json` in the experiment's folder. The report needs nothing else, no model and no torch.
 """
 
 import json
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tropism.atomic import write_text
-
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
-"""The verdicts that every rule has; some have more."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in `figures/`, by its name without extension (SVG, PNG and PDF lie there)."""
+    """A figure in `figures/`, by its name without extension; SVG, PNG and PDF are there."""
 
     file: str
     caption: str
@@ -57,17 +54,17 @@ class Section:
     figures: Sequence[Figure] = ()
     notes: Sequence[str] = ()
     lead: str = ""
-    """The figure that stands on the report's first screen; where there is none, the trade-off does."""
+    """The figure on the report's first screen; empty for the trade-off."""
 
     def save(self, folder: Path) -> Path:
-        """Write `analyses/NAME.json` under a run's folder."""
+        """Write `analyses/NAME.json` in an experiment's folder and return its path."""
         target = folder / "analyses" / f"{self.name}.json"
         write_text(target, json.dumps(asdict(self), indent=1, allow_nan=False))
         return target
 
     @classmethod
     def load(cls, path: Path) -> "Section":
-        """Read what `save` wrote."""
+        """Read a section that `save` wrote; raise `KeyError` or `TypeError` where the file holds something else."""
         raw = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             raw["name"],

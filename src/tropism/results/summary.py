@@ -1,12 +1,11 @@
-"""Measurements → one row an arm, evaluation set and metric: value, interval, difference to the baseline,
-p-values.
+"""Measurements → one row per arm, evaluation set and metric: value, interval, difference to the baseline, p-values.
 
-An arm is a condition in an ablation mode. The scores of single responses, where there are any, give intervals
-over seeds and prompts, paired by both; otherwise the seeds' means do, and the row says so.
+An arm is a condition in an ablation mode. Where there are scores of single responses, they give intervals over
+seeds and prompts, paired by both; otherwise the seeds' means do, and the row says so.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,59 +14,74 @@ import pandas as pd
 from tropism import stats
 from tropism.names import BASE
 from tropism.results.folder import check_results
-from tropism.stats import Estimate
+from tropism.stats import Bounds, Estimate
+from tropism.stats.estimates import FEWEST_SEEDS
 
 DEFAULT_MARGIN = 0.05
-"""How much of a wanted rate may be lost and still count as kept, where the experiment file names no `margin`.
-"""
-SUMMARY_COLUMNS = (
-    "condition",
-    "mode",
-    "arm",
-    "eval_set",
-    "metric",
-    "mark",
-    "value",
-    "low",
-    "high",
-    "over",
-    "reason",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "difference_over",
-    "difference_reason",
-    "p",
-    "p_holm",
-    "p_permutation",
-    "effect_size",
-    "kept",
-    "seeds",
-    "n",
-    "unscored",
-)
+"""How much of a wanted rate may be lost and still count as kept, where the experiment file names no `margin`."""
+
+RATE: Bounds = (0.0, 1.0)
 
 
-def baseline_name(experiment: dict[str, Any]) -> str:
-    """The condition that the others are compared with."""
+@dataclass(frozen=True)
+class SummaryRow:
+    """One arm on one metric and evaluation set."""
+
+    condition: str
+    mode: str
+    arm: str
+    """The condition, with its mode where it has several."""
+    eval_set: str
+    metric: str
+    mark: str
+    """`wanted`, `unwanted` or empty, as the experiment file says."""
+    value: float
+    low: float | None
+    high: float | None
+    over: str
+    reason: str
+    """`over` and `reason` of the value's `Estimate`."""
+    difference: float | None
+    """To the baseline, paired by seed and prompt; None where there is nothing to compare with."""
+    difference_low: float | None
+    difference_high: float | None
+    difference_over: str
+    difference_reason: str
+    p: float | None
+    """Of "the difference is 0", where its interval is over seeds."""
+    p_holm: float | None
+    """`p` adjusted over the conditions that share the metric and evaluation set."""
+    p_permutation: float | None
+    effect_size: float | None
+    kept: str
+    """For a wanted metric `kept`, `lost` or `undecided`; otherwise empty."""
+    seeds: int
+    n: int
+    unscored: int
+
+
+SUMMARY_COLUMNS = tuple(field.name for field in fields(SummaryRow))
+
+
+def baseline_name(experiment: Mapping[str, Any]) -> str:
+    """Return the condition that the others are compared with."""
     return str(experiment.get("baseline", "baseline"))
 
 
-def measure_of(experiment: dict[str, Any], metric: str) -> dict[str, Any]:
-    """What the experiment file says of a metric; a suite's `NAME.part` belongs to the measure NAME."""
-    measures = experiment.get("measure") or {}
-    found = measures.get(metric) or measures.get(metric.split(".")[0]) or {}
+def measure_of(experiment: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return what the experiment file says of a metric; empty for one that an analysis measured."""
+    found = (experiment.get("measure") or {}).get(metric)
     return found if isinstance(found, dict) else {}
 
 
-def mark_of(experiment: dict[str, Any], metric: str) -> str:
-    """`wanted`, `unwanted`, or empty."""
+def mark_of(experiment: Mapping[str, Any], metric: str) -> str:
+    """Return `wanted`, `unwanted`, or an empty text."""
     measure = measure_of(experiment, metric)
     return "wanted" if measure.get("wanted") else "unwanted" if measure.get("unwanted") else ""
 
 
-def margin_of(experiment: dict[str, Any], metric: str) -> float:
-    """How much of a wanted metric may be lost and still count as kept."""
+def margin_of(experiment: Mapping[str, Any], metric: str) -> float:
+    """Return how much of a wanted metric may be lost and still count as kept."""
     margin = measure_of(experiment, metric).get("margin")
     return DEFAULT_MARGIN if margin is None else float(margin)
 
@@ -77,20 +91,22 @@ class Cells:
     """Where the scores of an arm on one evaluation set and metric come from."""
 
     table: pd.DataFrame
-    """Columns `seed, id, value`: one row a response, or one row a seed (`id` is then the same for all)."""
+    """Columns `seed, id, value`: one row per response, or one row per seed (with the same `id` for all)."""
     per_response: bool
 
 
 def summary_table(
     results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """One row an arm, evaluation set and metric, in the order of the experiment file; columns
-    `SUMMARY_COLUMNS`.
+    """Return one row per arm, evaluation set and metric, in the order of the experiment file.
+
+    The columns are the fields of `SummaryRow`.
 
     Args:
-        results: the columns of `results.csv`.
+        results: the columns of `results.csv`, and what else `ExperimentFolder.results` knows of a measurement.
         experiment: the resolved experiment file; `measure` marks what is wanted and unwanted, `baseline`
-            names the reference. scores: `RunFolder.scores`; without it intervals are over seeds alone.
+            names the reference.
+        scores: `ExperimentFolder.scores`; without it intervals are over seeds alone.
 
     Raises:
         RunFolderError: a column is missing or a measurement is there twice.
@@ -100,100 +116,105 @@ def summary_table(
         >>> table.loc[table.metric == "accuracy", ["arm", "value", "low", "high", "difference"]]
     """
     results, _ = check_results(results)
-    rows = list(_rows(results, experiment, scores))
+    rows = [astuple(row) for row in _rows(results, experiment, scores)]
     table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     for _, family in table.groupby(["eval_set", "metric"], sort=False):
+        # The untrained model answers no question about a guard, so its comparison costs the others no power.
         others = family[(family["condition"] != BASE) & family["p"].notna()]
         table.loc[others.index, "p_holm"] = stats.holm([float(p) for p in others["p"]])
     return table
 
 
-def arms(results: pd.DataFrame, experiment: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(condition, mode, label) in the order of the experiment file, the base model first."""
+def arms(results: pd.DataFrame, experiment: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (condition, mode, label) in the order of the experiment file, the base model first."""
     order = [BASE, *map(str, experiment.get("conditions") or {})]
     order += [name for name in dict.fromkeys(results["condition"]) if name not in order]
     found = []
     for condition in order:
         modes = list(dict.fromkeys(results.loc[results["condition"] == condition, "mode"]))
-        plain = [mode for mode in modes if mode in ("", "full")]
-        for mode in plain + [mode for mode in modes if mode not in plain]:
-            named = (
-                condition if mode in plain and len(modes) == 1 else f"{condition} · {mode.replace('_', ' ') or 'full'}"
-            )
-            found.append((condition, mode, named))
+        whole = [mode for mode in modes if mode in ("", "full")]
+        for mode in whole + [mode for mode in modes if mode not in whole]:
+            label = condition
+            if mode not in whole or len(modes) > 1:
+                label = f"{condition} · {mode.replace('_', ' ') or 'full'}"
+            found.append((condition, mode, label))
     return found
 
 
-def _rows(
-    results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None
-) -> Iterator[tuple[object, ...]]:
-    declared = list(experiment.get("measure") or {})
-    metrics = sorted(
-        dict.fromkeys(results["metric"]),
-        key=lambda name: declared.index(name.split(".")[0]) if name.split(".")[0] in declared else len(declared),
-    )
-    reference = baseline_name(experiment)
-    for metric in metrics:
-        of_metric = results[results["metric"] == metric]
-        for eval_set in dict.fromkeys(of_metric["eval_set"]):
-            part = of_metric[of_metric["eval_set"] == eval_set]
-            part_scores = None
-            if scores is not None:
-                part_scores = scores[(scores["metric"] == metric) & (scores["eval_set"] == eval_set)]
-            reference_modes = [mode for _, mode, _ in arms(part[part["condition"] == reference], experiment)]
-            base_cells = cells_of(part, part_scores, reference, reference_modes[0]) if reference_modes else None
-            for condition, mode, label in arms(results, experiment):
-                mine = part[(part["condition"] == condition) & (part["mode"] == mode)]
-                if not mine.empty:
-                    is_reference = condition == reference and mode in reference_modes[:1]
-                    cells = cells_of(part, part_scores, condition, mode)
-                    against = None if is_reference or condition == BASE else base_cells
-                    yield _row(condition, mode, label, eval_set, metric, experiment, mine, cells, against)
-
-
 def cells_of(part: pd.DataFrame, scores: pd.DataFrame | None, condition: str, mode: str) -> Cells:
-    """Scores by response where they reproduce the measurement, else one mean a seed.
+    """Return an arm's scores by response where the measurement is their mean, else one mean per seed.
 
-    A metric need not be a mean over responses (a perplexity is not): where the two differ, the measurement
-    counts.
+    A metric need not be a mean over responses (a perplexity of a whole set is not).
     """
     means = part[(part["condition"] == condition) & (part["mode"] == mode)]
     if scores is not None:
         mine = scores[(scores["condition"] == condition) & (scores["mode"] == mode)]
+        # A seed whose measurement was left out, because it is not finite, brings no scores either.
         mine = mine[mine["seed"].isin(means["seed"].dropna()) | mine["seed"].isna()]
         scored = mine[mine["value"].notna()]
-        by_seed = scored.assign(seed=scored["seed"].fillna(-1)).groupby("seed")["value"].mean()
-        expected = means.assign(seed=means["seed"].fillna(-1)).set_index("seed")["value"]
-        if len(by_seed) == len(expected) and np.allclose(
-            by_seed.reindex(expected.index), expected, rtol=1e-4, atol=1e-6, equal_nan=False
-        ):
+        if _is_their_mean(means, scored):
             return Cells(scored[["seed", "id", "value"]], True)
     return Cells(means[["seed", "value"]].assign(id="mean"), False)
 
 
+def _is_their_mean(means: pd.DataFrame, scored: pd.DataFrame) -> bool:
+    by_seed = scored.assign(seed=scored["seed"].fillna(-1)).groupby("seed")["value"].mean()
+    expected = means.assign(seed=means["seed"].fillna(-1)).set_index("seed")["value"]
+    if set(by_seed.index) != set(expected.index):
+        return False
+    if "per_response" in means.columns and means["per_response"].notna().all():
+        return bool(means["per_response"].all())
+    # Folders from before `per_response` was recorded, and tables made by hand, do not say. There the scores count
+    # where they reproduce the measurement.
+    return np.allclose(by_seed.reindex(expected.index), expected, rtol=1e-4, atol=1e-6, equal_nan=False)
+
+
+def bounds_of(part: pd.DataFrame, mark: str, *cells: Cells) -> Bounds | None:
+    """Return the least and the largest value that a metric can take; None where it has no bounds.
+
+    Args:
+        part: the rows of one metric and evaluation set.
+        mark: `wanted`, `unwanted` or empty.
+        cells: the scores that are asked about.
+    """
+    if {"lowest", "highest"} <= set(part.columns):
+        recorded = part[["lowest", "highest"]].dropna()
+        if not recorded.empty:
+            return float(recorded["lowest"].min()), float(recorded["highest"].max())
+        if "per_response" in part.columns and part["per_response"].notna().any():
+            return None  # recorded by a scorer that knows no bounds
+    # Folders from before bounds were recorded: a marked metric whose scores all lie in [0, 1] is taken for a rate.
+    inside = all(one.table["value"].between(*RATE).all() for one in cells)
+    return RATE if mark and inside else None
+
+
 def estimate(cells: Cells) -> Estimate:
-    """Over seeds where there are enough of them, else over prompts within the seeds that ran."""
+    """Return the mean with its interval over seeds, or over prompts within the seeds that ran where seeds are too few."""
+    # The untrained model has no seed; any number stands for its one row of cells.
     array = stats.to_cells(cells.table.assign(seed=cells.table["seed"].fillna(-1)))
-    return _with_fallback(stats.interval(array), array, contrast=False)
+    return _or_within_seeds(stats.interval(array), array, contrast=False)
 
 
 def compare(cells: Cells, baseline: Cells) -> tuple[Estimate, np.ndarray] | None:
-    """The paired difference and its mean per seed; None where the two share no seed."""
+    """Return the paired difference and its mean per seed; None where the two share no seed or no prompt."""
+    # Single responses pair with single responses; where one arm has only means, both are reduced to them.
     if cells.per_response != baseline.per_response:
         cells, baseline = _means(cells), _means(baseline)
-    shared = set(cells.table["seed"].dropna()) & set(baseline.table["seed"].dropna())
+    seeds = sorted(set(cells.table["seed"].dropna()) & set(baseline.table["seed"].dropna()))
     prompts = sorted(set(cells.table["id"]) & set(baseline.table["id"]))
-    if not shared or not prompts:
+    if not seeds or not prompts:
         return None
-    one, two = (stats.to_cells(arm.table, sorted(shared), prompts) for arm in (cells, baseline))
-    by_seed = np.nanmean(one - two, axis=1) if np.isfinite(one - two).any(axis=1).all() else np.array([])
-    if not np.isfinite(one - two).any():
+    one, two = stats.to_cells(cells.table, seeds, prompts), stats.to_cells(baseline.table, seeds, prompts)
+    known = np.isfinite(one - two)
+    if not known.any():
         return None
-    return _with_fallback(stats.difference(one, two), one - two, contrast=True), by_seed
+    # A test that flips signs by seed needs a difference in every seed.
+    by_seed = np.nanmean(one - two, axis=1) if known.any(axis=1).all() else np.array([])
+    return _or_within_seeds(stats.difference(one, two), one - two, contrast=True), by_seed
 
 
-def _with_fallback(over_seeds: Estimate, array: np.ndarray, contrast: bool) -> Estimate:
-    if over_seeds.low is not None or over_seeds.seeds >= 3:
+def _or_within_seeds(over_seeds: Estimate, array: np.ndarray, contrast: bool) -> Estimate:
+    if over_seeds.low is not None or over_seeds.seeds >= FEWEST_SEEDS:
         return over_seeds
     within = stats.interval_within_seeds(array, contrast=contrast)
     return within if within.low is not None else over_seeds
@@ -204,49 +225,72 @@ def _means(cells: Cells) -> Cells:
     return Cells(means.assign(id="mean"), False)
 
 
-def _row(
-    condition: str,
-    mode: str,
-    label: str,
-    eval_set: str,
+def _rows(results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None) -> Iterator[SummaryRow]:
+    declared = list(experiment.get("measure") or {})
+    found = dict.fromkeys(results["metric"])
+    metrics = [name for name in declared if name in found] + [name for name in found if name not in declared]
+    for metric in metrics:
+        of_metric = results[results["metric"] == metric]
+        for eval_set in dict.fromkeys(of_metric["eval_set"]):
+            part = of_metric[of_metric["eval_set"] == eval_set]
+            part_scores = None
+            if scores is not None:
+                part_scores = scores[(scores["metric"] == metric) & (scores["eval_set"] == eval_set)]
+            yield from _column(part, part_scores, metric, eval_set, results, experiment)
+
+
+def _column(
+    part: pd.DataFrame,
+    scores: pd.DataFrame | None,
     metric: str,
+    eval_set: str,
+    results: pd.DataFrame,
     experiment: dict[str, Any],
-    mine: pd.DataFrame,
-    cells: Cells,
-    against: Cells | None,
-) -> tuple[object, ...]:
-    mark = mark_of(experiment, metric)
-    value = estimate(cells)
-    if mark and cells.table["value"].between(0.0, 1.0).all():
-        value = value.as_rate()
-    compared = compare(cells, against) if against is not None else None
-    change, by_seed = compared if compared is not None else (None, np.array([]))
-    kept = ""
-    if change is not None and mark == "wanted":
-        kept = str(stats.noninferior(change, margin_of(experiment, metric)))
-    return (
-        condition,
-        mode,
-        label,
-        eval_set,
-        metric,
-        mark,
-        value.value,
-        value.low,
-        value.high,
-        value.over,
-        value.reason,
-        *(
-            (change.value, change.low, change.high, change.over, change.reason)
-            if change
-            else (None, None, None, "", "")
-        ),
-        change.p if change and change.over_seeds else None,
-        None,
-        stats.permutation_test(by_seed).p if by_seed.size else None,
-        stats.hedges_g(by_seed) if by_seed.size else None,
-        kept,
-        int(mine["seed"].nunique()),
-        int(mine["n"].sum()),
-        int(mine["unscored"].sum()),
-    )
+) -> Iterator[SummaryRow]:
+    """The rows of one metric and evaluation set, `part` of the results: every arm against the baseline."""
+    reference = baseline_name(experiment)
+    # A baseline with two adapters is compared with as it was trained: in its first mode, which is `full`.
+    modes = [mode for _, mode, _ in arms(part[part["condition"] == reference], experiment)]
+    baseline = cells_of(part, scores, reference, modes[0]) if modes else None
+    for condition, mode, label in arms(results, experiment):
+        mine = part[(part["condition"] == condition) & (part["mode"] == mode)]
+        if mine.empty:
+            continue
+        is_baseline = condition == reference and mode in modes[:1]
+        against = None if is_baseline or condition == BASE else baseline
+        cells = cells_of(part, scores, condition, mode)
+        mark = mark_of(experiment, metric)
+        value = estimate(cells).within(bounds_of(part, mark, cells))
+        change, by_seed = None, np.array([])
+        if against is not None and (compared := compare(cells, against)) is not None:
+            change, by_seed = compared
+            change = change.within(stats.bounds_of_sum(bounds_of(part, mark, cells, against), (1, -1)))
+        kept = ""
+        if change is not None and mark == "wanted":
+            kept = str(stats.noninferior(change, margin_of(experiment, metric)))
+        yield SummaryRow(
+            condition=condition,
+            mode=mode,
+            arm=label,
+            eval_set=eval_set,
+            metric=metric,
+            mark=mark,
+            value=value.value,
+            low=value.low,
+            high=value.high,
+            over=value.over,
+            reason=value.reason,
+            difference=change.value if change else None,
+            difference_low=change.low if change else None,
+            difference_high=change.high if change else None,
+            difference_over=change.over if change else "",
+            difference_reason=change.reason if change else "",
+            p=change.p if change and change.over_seeds else None,
+            p_holm=None,
+            p_permutation=stats.permutation_test(by_seed).p if by_seed.size else None,
+            effect_size=stats.hedges_g(by_seed) if by_seed.size else None,
+            kept=kept,
+            seeds=int(mine["seed"].nunique()),
+            n=int(mine["n"].sum()),
+            unscored=int(mine["unscored"].sum()),
+        )

@@ -1,13 +1,13 @@
 """The answer in a sentence, by rule: which guards keep the trait out, and was the wanted skill kept?
 
-- A guard *lowers* the trait where every unwanted difference to the baseline has its whole interval below zero
-  and survives Holm's correction; it *keeps it out* where, besides, at least half of the baseline's value is
-  gone everywhere; it lowers it *in part* where that is so of some unwanted metrics or sets, and none is raised.
-- It *keeps* a skill where every difference of that wanted metric is noninferior at its margin, and *loses* it where one
-  is not.
+- A guard *lowers* the trait if every unwanted difference to the baseline has its whole interval below zero and
+  survives Holm's correction. It *keeps the trait out* if, in addition, at least half of the baseline's value is gone
+  everywhere. It lowers it *in part* if that holds for some unwanted metrics or sets, and none is raised.
+- It *keeps* a skill if every difference of that wanted metric is noninferior at its margin, and *loses* it if one is
+  not.
 
-Nothing is said in words that the table does not say in numbers, and without intervals over seeds nothing is
-called a finding.
+The words say nothing that the table does not say in numbers, and without intervals over seeds nothing is called a
+finding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,18 @@ import pandas as pd
 from tropism.names import BASE
 from tropism.results.roles import Role, role_of
 from tropism.results.summary import baseline_name, margin_of
-from tropism.results.text import count, number, rate, span, words
+from tropism.results.text import count, listed, number, rate, span, words
 from tropism.stats import Verdict as Kept
 
 LEVEL = 0.05
+MUCH = 0.5
+"""The share of an effect from which a guard keeps the trait out, and a control matches a guard."""
 DIAGNOSTIC_MODES = ("retain_ablated",)
-"""Ablation modes that are measured to understand a guard, and are never what would be deployed."""
+"""Ablation modes that are measured to understand a guard, and would never be deployed."""
 
 
 class Standing(StrEnum):
-    """What the intervals say of a guard and the unwanted trait."""
+    """What the intervals say about a guard and the unwanted trait."""
 
     OUT = "keeps it out"
     LOWERS = "lowers it"
@@ -49,7 +51,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Change:
-    """A marked metric's difference to the baseline, as it is shown."""
+    """The difference of a marked metric to the baseline, as it is shown."""
 
     metric: str
     eval_set: str
@@ -57,7 +59,7 @@ class Change:
     value: str
     interval: str
     said: str
-    """For wanted metrics whether they were kept; empty for unwanted ones."""
+    """For a wanted metric whether it was kept; empty for an unwanted one."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,15 @@ class Arm:
     name: str
     condition: str
     removal: float
-    """How much of the unwanted metrics went, on average over them; positive is good."""
+    """How far the unwanted metrics fell, on average over them; positive is good."""
     standing: Standing
     lowered: Sequence[str]
-    """Where the unwanted is lowered beyond doubt, in words."""
+    """Where the trait is lowered beyond doubt, in words."""
     skills: Mapping[str, Kept]
-    """Wanted metrics, and whether they were kept."""
+    """Wanted metric → whether it was kept."""
     changes: Sequence[Change]
     costs: Mapping[str, float]
-    """Wanted metrics of which more than the margin was lost, by the mean difference alone, and that difference."""
+    """Wanted metric → its mean difference, where that is a loss of more than the margin."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,12 @@ class Answer:
 
 
 def sentence(*parts: str | tuple[str, bool]) -> Sentence:
-    """A sentence of plain parts and `(name, True)` parts."""
+    """Build a sentence from plain parts and `(name, True)` parts."""
     return Sentence([part if isinstance(part, tuple) else (part, False) for part in parts])
 
 
 def answer(summary: pd.DataFrame, experiment: dict[str, Any]) -> Answer:
-    """The experiment's verdict from its summary table."""
+    """Return the experiment's verdict from its summary table."""
     baseline = baseline_name(experiment)
     if set(summary["condition"]) <= {BASE}:
         return Answer(
@@ -115,57 +117,70 @@ def answer(summary: pd.DataFrame, experiment: dict[str, Any]) -> Answer:
     if not guards:
         return Answer(sentence("No guard has a finished run to compare with the baseline."))
     finding = bool(summary.loc[summary["difference"].notna(), "difference_over"].str.startswith("seeds").any())
-    trait = _and(list(dict.fromkeys(words(name) for name in summary.loc[summary["mark"] == "unwanted", "metric"])))
+    unwanted = dict.fromkeys(summary.loc[summary["mark"] == "unwanted", "metric"])
+    trait = listed([words(name) for name in unwanted])
     headline = _headline(guards, trait) if finding else _without_intervals(guards, trait, summary)
     controls = [arm for arm in arms if role_of(experiment, arm.condition) is Role.CONTROL]
     return Answer(headline, guards, _controls(guards, controls), _margins(summary, experiment), finding)
 
 
 def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
-    """Every arm that can be compared with the baseline, the one that removed most first."""
+    """Return every arm that can be compared with the baseline, the one that removed most first."""
     arms = []
     for label, rows in summary.groupby("arm", sort=False):
         compared = rows[rows["difference"].notna() & (rows["mark"] != "")]
         unwanted = compared[compared["mark"] == "unwanted"]
+        # Nobody would deploy a model in a diagnostic mode, so it is no candidate for the best guard.
         if unwanted.empty or rows["mode"].iloc[0] in DIAGNOSTIC_MODES:
             continue
         wanted = compared[compared["mark"] == "wanted"]
-        margins = [-margin_of(experiment, metric) for metric in wanted["metric"]]
-        lost = wanted[wanted["difference"].astype(float) < margins]
+        standing, lowered = _standing(unwanted)
         arms.append(
             Arm(
-                str(label),
-                str(rows["condition"].iloc[0]),
-                -float(unwanted["difference"].astype(float).mean()),
-                *_standing(unwanted),
-                {str(metric): _kept(part["kept"]) for metric, part in wanted.groupby("metric", sort=False)},
-                [_change(row) for row in compared.to_dict("records")],
-                {
-                    str(metric): float(worst)
-                    for metric, worst in lost.groupby("metric", sort=False)["difference"].min().items()
-                },
+                name=str(label),
+                condition=str(rows["condition"].iloc[0]),
+                removal=-float(unwanted["difference"].astype(float).mean()),
+                standing=standing,
+                lowered=lowered,
+                skills={str(metric): _kept(part["kept"]) for metric, part in wanted.groupby("metric", sort=False)},
+                changes=[_change(row) for row in compared.to_dict("records")],
+                costs=_costs(wanted, experiment),
             )
         )
     return sorted(arms, key=lambda arm: -arm.removal)
 
 
+def _costs(wanted: pd.DataFrame, experiment: dict[str, Any]) -> dict[str, float]:
+    # By the mean alone: without intervals this describes, and the headline says so.
+    margins = [-margin_of(experiment, metric) for metric in wanted["metric"]]
+    lost = wanted[wanted["difference"].astype(float) < margins]
+    worst = lost.groupby("metric", sort=False)["difference"].min()
+    return {str(metric): float(change) for metric, change in worst.items()}
+
+
 def _standing(unwanted: pd.DataFrame) -> tuple[Standing, list[str]]:
+    """Return where a guard stands on the unwanted trait, and where it lowers it beyond doubt."""
     difference = unwanted["difference"].astype(float)
+    # An exact interval over responses has no p-value to adjust.
     beyond_doubt = (unwanted["difference_high"].astype(float) < 0) & (
         (unwanted["p_holm"].astype(float) < LEVEL) | (unwanted["difference_over"] == "responses")
     )
     one = unwanted["metric"].nunique() == 1
-    rows = unwanted[beyond_doubt].to_dict("records")
-    lowered = [words(row["eval_set"]) if one else f"{words(row['metric'])}, {words(row['eval_set'])}" for row in rows]
+    lowered = []
+    for row in unwanted[beyond_doubt].to_dict("records"):
+        where = words(row["eval_set"])
+        lowered.append(where if one else f"{words(row['metric'])}, {where}")
     if not beyond_doubt.all():
         raised = (unwanted["difference_low"].astype(float) > 0).any()
         return Standing.PART if lowered and not raised else Standing.OPEN, lowered
+    # The baseline over the same seeds and prompts, since the difference is paired.
     before = unwanted["value"].astype(float) - difference
-    out = ((before > 0) & (-difference >= 0.5 * before)).all()
+    out = ((before > 0) & (-difference >= MUCH * before)).all()
     return Standing.OUT if out else Standing.LOWERS, lowered
 
 
 def _kept(verdicts: "pd.Series[str]") -> Kept:
+    """The verdict on a skill that was measured on several sets: the worst of them."""
     if (verdicts == Kept.LOST).any():
         return Kept.LOST
     return Kept.UNDECIDED if verdicts.empty or (verdicts == Kept.UNDECIDED).any() else Kept.KEPT
@@ -183,10 +198,6 @@ def _change(row: Mapping[Any, Any]) -> Change:
     )
 
 
-def _and(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-
-
 def _names(arms: Sequence[Arm]) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     for index, arm in enumerate(arms):
@@ -197,13 +208,15 @@ def _names(arms: Sequence[Arm]) -> list[tuple[str, bool]]:
 
 
 def _headline(guards: Sequence[Arm], trait: str) -> Sentence:
+    # Guards of which the same can be said share a sentence.
     groups: dict[tuple[Standing, str, tuple[tuple[str, Kept], ...] | None], list[Arm]] = {}
     for standing in (Standing.OUT, Standing.LOWERS, Standing.PART):
-        whole = bool(groups)  # what is lowered in part after that is named, and what it costs stands in the table
+        # Once a guard does it everywhere, those that do it in part are only named: the table has what they cost.
+        whole = bool(groups)
         for arm in guards:
             if arm.standing is standing:
                 part = standing is Standing.PART
-                where = f" ({_and(arm.lowered)})" if part else ""
+                where = f" ({listed(arm.lowered)})" if part else ""
                 skills = None if part and whole else tuple(arm.skills.items())
                 groups.setdefault((standing, where, skills), []).append(arm)
     if not groups:
@@ -230,18 +243,17 @@ def _headline(guards: Sequence[Arm], trait: str) -> Sentence:
 
 
 def _skills(skills: Sequence[tuple[str, Kept]], lose: str) -> str:
-    """What becomes of the wanted metrics, as the end of a sentence on arms that `lose` or on one that `loses`."""
+    """Say what becomes of the wanted metrics: the end of a sentence about arms that `lose` or one that `loses`."""
     if not skills:
         return "; no metric is marked wanted, so the cost is unknown"
-    lost, kept, undecided = (
-        [words(metric) for metric, verdict in skills if verdict is wanted]
-        for wanted in (Kept.LOST, Kept.KEPT, Kept.UNDECIDED)
-    )
-    said = f" but {lose} {_and(lost)}" if lost else ""
+    lost = [words(metric) for metric, verdict in skills if verdict is Kept.LOST]
+    kept = [words(metric) for metric, verdict in skills if verdict is Kept.KEPT]
+    undecided = [words(metric) for metric, verdict in skills if verdict is Kept.UNDECIDED]
+    said = f" but {lose} {listed(lost)}" if lost else ""
     if kept:
-        said += f"{'; ' if lost else ' while '}{_and(kept)} {'is' if len(kept) == 1 else 'are'} kept"
+        said += f"{'; ' if lost else ' while '}{listed(kept)} {'is' if len(kept) == 1 else 'are'} kept"
     if undecided:
-        said += f"; whether {_and(undecided)} {'is' if len(undecided) == 1 else 'are'} kept is undecided"
+        said += f"; whether {listed(undecided)} {'is' if len(undecided) == 1 else 'are'} kept is undecided"
     return said
 
 
@@ -254,7 +266,7 @@ def _without_intervals(guards: Sequence[Arm], trait: str, summary: pd.DataFrame)
     lowers = f" lowers {trait} most, by {rate(best.removal)} on average"
     if not best.costs:
         return sentence(among, (words(best.name), True), f"{lowers}.{end}")
-    lost = " and ".join(f"{words(metric)} by {rate(-by)}" for metric, by in best.costs.items())
+    lost = " and ".join(f"{words(metric)} by {rate(-change)}" for metric, change in best.costs.items())
     cheap = next((arm for arm in guards[1:] if not arm.costs and arm.removal > 0), None)
     if cheap is None:
         so = f"{lowers}, but also {lost}; no guard lowers it without such a cost.{end}"
@@ -267,26 +279,26 @@ def _margins(summary: pd.DataFrame, experiment: dict[str, Any]) -> Sentence | No
     wanted = dict.fromkeys(summary.loc[summary["mark"] == "wanted", "metric"])
     if not wanted:
         return None
-    listed = ", ".join(f"{number(margin_of(experiment, metric))} in {words(metric)}" for metric in wanted)
-    return sentence(f"Kept: the whole interval is above the margin, a loss of {listed}; lost: all of it is below.")
+    margins = ", ".join(f"{number(margin_of(experiment, metric))} in {words(metric)}" for metric in wanted)
+    return sentence(f"Kept: the whole interval is above the margin, a loss of {margins}; lost: all of it is below.")
 
 
 def _controls(guards: Sequence[Arm], controls: Sequence[Arm]) -> Sentence | None:
     best = guards[0].removal
     if not controls or best <= 0:
         return None
-    strong = [arm for arm in controls if arm.removal >= 0.5 * best]
+    strong = [arm for arm in controls if arm.removal >= MUCH * best]
     if strong:
-        does = "does" if len(strong) == 1 else "do"
-        said = (
-            f", a control, {does} at least half of what the best guard does: the effect is not specific to the guard."
-        )
+        do = "a control, does" if len(strong) == 1 else "controls, do"
+        said = f", {do} at least half of what the best guard does: the effect is not specific to the guard."
         return Sentence([*_names(strong), (said, False)])
+    # No control does half as much as the best guard; it may still do half as much as a weaker one.
     largest = max(controls, key=lambda arm: arm.removal)
     changes = [rate(-removal, signed=True) for removal in (largest.removal, best)]
-    said = f", changes the unwanted by {changes[0]} on average; the best guard by {changes[1]}."
+    said = f", changes the unwanted metrics by {changes[0]} on average; the best guard by {changes[1]}."
     parts = [("The strongest control, ", False), (words(largest.name), True), (said, False)]
-    weaker = [arm for arm in guards if arm.standing is not Standing.OPEN and 0 < arm.removal <= 2 * largest.removal]
+    matched = largest.removal / MUCH
+    weaker = [arm for arm in guards if arm.standing is not Standing.OPEN and 0 < arm.removal <= matched]
     if weaker:
         parts += [
             (" It does at least half of what ", False),

@@ -1,19 +1,22 @@
 """Statistics of an experiment: seeds are the unit, prompts are paired, and too few seeds get no interval.
 
 ```text
-cells           long table of scores → [seeds, prompts], the mean over samples in each cell
-resampling      seed → prompt → sample, all conditions resampled together
-estimates       a value and its interval, a paired difference, noninferiority
+cells           a long table of scores → [seeds, prompts], with the mean over samples in each cell
+resampling      the bootstrap, seed → prompt → sample, with all conditions resampled together
+estimates       a value with its interval, a paired difference, noninferiority
 significance    permutation p-values, Holm, exact intervals for rates, effect sizes
+random_controls p-values against random directions
 ```
 
-Nothing here imports torch, and nothing here touches a global random state.
+Nothing here imports torch or touches a global random state.
 """
 
 from tropism.stats.cells import paired, to_cells
 from tropism.stats.estimates import (
+    Bounds,
     Estimate,
     Verdict,
+    bounds_of_sum,
     difference,
     interval,
     interval_within_seeds,
@@ -23,10 +26,12 @@ from tropism.stats.resampling import bootstrap
 from tropism.stats.significance import Permutation, cohens_h, exact_interval, hedges_g, holm, permutation_test
 
 __all__ = [
+    "Bounds",
     "Estimate",
     "Permutation",
     "Verdict",
     "bootstrap",
+    "bounds_of_sum",
     "cohens_h",
     "difference",
     "exact_interval",

@@ -1,4 +1,4 @@
-"""Scores as cells: one row a seed, one column a prompt, the mean over samples inside."""
+"""Scores as cells: one row per seed, one column per prompt, and the mean over samples inside."""
 
 from collections.abc import Hashable, Sequence
 
@@ -12,18 +12,18 @@ from tropism.errors import UsageError
 def to_cells(
     scores: pd.DataFrame, seeds: Sequence[Hashable] | None = None, prompts: Sequence[Hashable] | None = None
 ) -> Float[np.ndarray, "S P"]:
-    """The mean score of every seed × prompt, float64 `[S, P]`; NaN where a cell has no score.
+    """Return the mean score of every seed × prompt, float64 `[S, P]`; NaN where a cell has no score.
 
     `x[s, p] = mean over samples of score`. The mean over samples is taken inside the cell, so a prompt that
     was sampled more often does not count for more.
 
     Args:
-        scores: columns `seed`, `id` and `value`, one row a sample; rows whose value is NaN are unscored.
-        seeds: the rows wanted, in order; every seed of the table by default.
-        prompts: the columns wanted, in order; every prompt of the table by default.
+        scores: columns `seed`, `id` and `value`, one row per sample; rows whose value is NaN are unscored.
+        seeds: the rows wanted, in order; by default every seed of the table.
+        prompts: the columns wanted, in order; by default every prompt of the table.
 
     Raises:
-        UsageError: a column is missing, or the table has no row.
+        UsageError: a column is missing, or the table has no rows.
 
     Example:
         >>> table = pd.DataFrame({"seed": [0, 0, 1], "id": ["a", "a", "a"], "value": [0.0, 1.0, 1.0]})
@@ -35,6 +35,7 @@ def to_cells(
         raise UsageError(f"scores: needs the columns seed, id and value, lacks {', '.join(missing)}")
     if scores.empty:
         raise UsageError("scores: needs at least one row, found an empty table")
+    # dropna=False keeps a prompt whose every sample is unscored: it was asked, and has no score.
     wide = scores.pivot_table(index="seed", columns="id", values="value", aggfunc="mean", dropna=False, observed=True)
     wide = wide.reindex(
         index=list(seeds) if seeds is not None else wide.index,
@@ -44,9 +45,9 @@ def to_cells(
 
 
 def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "S P"]:
-    """Cells of `treated − baseline`, paired by seed and by prompt, over what both have; float64 `[S, P]`.
+    """Return the cells of `treated − baseline`, paired by seed and prompt over what both have; float64 `[S, P]`.
 
-    A baseline without seeds (the untrained model: every `seed` missing) is paired by prompt with every seed.
+    A baseline without seeds (the untrained model: every `seed` is missing) is paired by prompt with every seed.
 
     Raises:
         UsageError: the two share no seed, or no prompt.
@@ -57,6 +58,7 @@ def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "
         raise UsageError(
             "paired: treated and baseline share no prompt, so nothing can be paired; evaluate both on one set"
         )
+    # The untrained model was asked once, whatever seeds the others ran with.
     seedless = baseline["seed"].isna().all()
     if not seedless:
         seeds = sorted(set(seeds) & set(baseline["seed"].dropna()))

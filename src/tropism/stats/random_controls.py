@@ -1,4 +1,4 @@
-"""Random directions as controls: what their table says, with no model and no gradients."""
+"""Random directions as controls: p-values from their table alone, with no model and no gradients."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from tropism.errors import UsageError
 def random_p_values(
     table: pd.DataFrame, column: str = "pressure", alternative: Literal["two-sided", "less"] = "two-sided"
 ) -> pd.DataFrame:
-    """`p = (1 + b)/(1 + K)` by site and kind: of `K` random directions, `b` come out at least as extreme.
+    """Return `p = (1 + b)/(1 + K)` by site and kind: of `K` random directions, `b` come out at least as extreme.
 
     `table` has the columns `site, kind, draw` and `column`; `draw` is -1 for the direction itself. Extreme means as
-    far from zero, or with `alternative="less"` as low. Columns of the result: `site, kind, draws, value, random_mean,
-    random_sd, p`.
+    far from zero, or with `alternative="less"` as low. The result has the columns `site, kind, draws, value,
+    random_mean, random_sd, p`. Raises `UsageError` where the direction itself or the random ones are missing.
     """
     rows = []
     for (site, kind), part in table.groupby(["site", "kind"], sort=False, observed=True):
@@ -26,6 +26,7 @@ def random_p_values(
                 f"{len(own)} and {len(null)}"
             )
         value = float(own.iloc[0])
+        # A drop is asked for where the claim is a drop; elsewhere either sign would have been a finding.
         beyond = int((null <= value).sum() if alternative == "less" else (abs(null) >= abs(value)).sum())
         spread = float(null.std(ddof=1)) if len(null) > 1 else float("nan")
         rows.append((site, kind, len(null), value, float(null.mean()), spread, (1 + beyond) / (1 + len(null))))
@@ -33,15 +34,16 @@ def random_p_values(
 
 
 def control_difference(table: pd.DataFrame, treated: str, baseline: str) -> pd.DataFrame:
-    """The difference of two conditions along every direction: `site, kind, draw, pressure`.
+    """Return the difference of two conditions along every direction: `site, kind, draw, pressure`.
 
-    Every condition must have met the same draws (`random_pressure` with one seed); else `UsageError`.
+    Both must have met the same draws (`random_pressure` with one seed). Raises `UsageError` otherwise.
     """
     keys = ["site", "kind", "draw"]
     sides = [table[table["condition"] == name].set_index(keys)["pressure"] for name in (treated, baseline)]
     for name, side in zip((treated, baseline), sides, strict=True):
         if side.empty:
             raise UsageError(f"random controls: has no condition {name!r}; measure it with the same seed as the others")
+    # Only along one and the same random direction is the difference of two conditions a draw of the null.
     if not sides[0].index.sort_values().equals(sides[1].index.sort_values()):
         raise UsageError(
             f"random controls: {treated!r} and {baseline!r} have different sites, kinds or draws; measure both with "

@@ -12,7 +12,7 @@ from scipy import stats
 from tropism.errors import UsageError
 
 _ENUMERATED = 14
-"""Up to this many seeds every assignment of signs is counted (2¹⁴); beyond it they are drawn."""
+"""Up to this many seeds every assignment of signs is counted (2¹⁴); beyond it, signs are drawn."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Permutation:
 
 
 def permutation_test(differences: Float[np.ndarray, "S"], *, resamples: int = 10_000, seed: int = 0) -> Permutation:
-    """Two-sided p-value of the paired differences by flipping signs, one sign a seed.
+    """Return the two-sided p-value of paired differences by flipping signs, one sign per seed.
 
     Under "the guard changes nothing" each seed's difference is as likely as its negative:
     `p = #{signs : |Σ ±d_s| ≥ |Σ d_s|} / 2^S`, exact up to 14 seeds; beyond, `p = (1 + b) / (1 + resamples)`.
-    With S seeds it can not be smaller than `2 / 2^S`: 0.25 with 3 seeds, 0.0625 with 5, and 0.031 with 6.
+    With S seeds it cannot be smaller than `2 / 2^S`: 0.25 with 3 seeds, 0.0625 with 5, and 0.031 with 6.
 
     Args:
-        differences: one mean difference a seed, `[S]`.
+        differences: one mean difference per seed, `[S]`.
 
     Raises:
         UsageError: there is no difference, or one is not finite.
@@ -43,21 +43,22 @@ def permutation_test(differences: Float[np.ndarray, "S"], *, resamples: int = 10
     if differences.size == 0 or not np.isfinite(differences).all():
         raise UsageError(f"differences: need at least one, all finite, found {differences.tolist()}")
     count = differences.size
+    # A hair below what was observed, so that the observed assignment counts itself whatever the rounding.
     observed = abs(float(differences.sum())) * (1 - 1e-12)
     if count <= _ENUMERATED:
         signs = np.array(list(product((1.0, -1.0), repeat=count)))  # [2^S, S]
         return Permutation(float(np.mean(np.abs(signs @ differences) >= observed)), 2.0 / 2.0**count)
+    # (1 + b) / (1 + K): what was observed is one of the assignments, so that p is never 0.
     signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, count))
     beyond = int(np.sum(np.abs(signs @ differences) >= observed))
     return Permutation((1 + beyond) / (1 + resamples), 1.0 / (1 + resamples))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment of a family of p-values; `None` (no test was possible) stays `None` and
-    counts for nothing.
+    """Adjust a family of p-values by Holm's step-down rule; `None` (no test was possible) stays `None`.
 
-    `p̃_(i) = max over j ≤ i of min(1, (m − j + 1) · p_(j))`: the chance of one false claim in the family
-    stays below the level.
+    `p̃_(i) = max over j ≤ i of min(1, (m − j + 1) · p_(j))`, with `m` the tests that were possible: the chance
+    of one false claim in the family stays below the level.
 
     Raises:
         UsageError: a p-value lies outside 0..1.
@@ -66,6 +67,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         >>> holm([0.01, None, 0.04])
         [0.02, None, 0.04]
     """
+    # Sorted with their places, so that each adjusted value finds its way back.
     known = [(p, index) for index, p in enumerate(p_values) if p is not None]
     wrong = [p for p, _ in known if not 0.0 <= p <= 1.0]
     if wrong:
@@ -79,8 +81,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def exact_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a rate: it covers at least as often as it says, also where none was
-    observed.
+    """Return Clopper and Pearson's interval of a rate, which covers at least as often as it says.
 
     Raises:
         UsageError: `n` is not positive, or `successes` lies outside 0..n.
@@ -93,29 +94,30 @@ def exact_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple
     if n <= 0 or not 0 <= successes <= n:
         raise UsageError(f"exact_interval: needs 0 ≤ successes ≤ n and n > 0, found {successes} of {n}")
     tail = (1.0 - confidence) / 2
+    # At the edges a quantile of the beta distribution is undefined, and the interval is one-sided there.
     low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes == n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
     return low, high
 
 
 def hedges_g(differences: Float[np.ndarray, "S"]) -> float | None:
-    """The paired effect size over seeds, corrected for few seeds: `J · mean(d) / sd(d)`, `J = 1 − 3 / (4(S−1)
-    − 1)`.
+    """Return the paired effect size over seeds: `J · mean(d) / sd(d)` with `J = 1 − 3 / (4(S−1) − 1)`.
 
-    `None` with fewer than three seeds, or where the differences do not vary: there is then no scale to
-    measure by.
+    J corrects for few seeds. None with fewer than three seeds, or where the differences do not vary and so give
+    no scale to measure by.
     """
     if differences.size < 3:
         return None
     spread = float(np.std(differences, ddof=1))
     mean = float(np.mean(differences))
+    # Rounding aside, the differences are all the same.
     if spread <= 1e-12 * max(1.0, abs(mean)):
         return None
     return (1.0 - 3.0 / (4.0 * (differences.size - 1) - 1.0)) * mean / spread
 
 
 def cohens_h(treated: float, baseline: float) -> float:
-    """The difference of two rates on the scale where their variance is constant: `2·asin√p₁ − 2·asin√p₂`.
+    """Return the difference of two rates on the scale of constant variance: `2·asin√p₁ − 2·asin√p₂`.
 
     Raises:
         UsageError: a rate lies outside 0..1.

@@ -348,7 +348,7 @@ def test_compare_puts_experiments_below_each_other(built, app, tmp_path):
     table = pd.read_csv(tmp_path / "all.csv")
     assert set(table["experiment"]) == {f"caps ({built.parent})", f"caps ({other})"}
     assert r"\toprule" in (tmp_path / "all.tex").read_text()
-    with pytest.raises(errors.UsageError, match="two or more different run folders"):
+    with pytest.raises(errors.UsageError, match="two or more different experiment folders"):
         comparing.compare([other, other])
     with pytest.raises(errors.UsageError, match=r"must end in \.csv, \.md, \.tex, found 'x.xlsx'"):
         comparing.write(table, tmp_path / "x.xlsx")

@@ -1,14 +1,16 @@
-"""Reading a run's folder: what is damaged is named with file and line, what must not be averaged is kept
-apart.
-"""
+"""Reading an experiment's folder: what is damaged is named with file and line, what must not be averaged is kept apart."""
+
+import dataclasses
 
 import pandas as pd
 import pytest
 
 import fake_runs
 from tropism.errors import RunFolderError
+from tropism.reports.page import _extent
 from tropism.results.caveats import caveats
-from tropism.results.folder import RESULT_COLUMNS, check_results, load
+from tropism.results.folder import check_results, load
+from tropism.results.measurement import RESULT_COLUMNS
 from tropism.results.section import Section
 from tropism.results.summary import summary_table
 
@@ -93,7 +95,7 @@ def test_damaged_files_are_named(folder, name, text, message):
 
 
 def test_a_folder_that_is_none_says_so(tmp_path):
-    with pytest.raises(RunFolderError, match="is no run's folder, it has no experiment"):
+    with pytest.raises(RunFolderError, match="not an experiment folder: experiment.yaml is missing"):
         load(tmp_path)
 
 
@@ -106,6 +108,54 @@ def test_unfinished_and_failed_runs_are_never_averaged(tmp_path):
     said = caveats(loaded, summary_table(loaded.results, loaded.experiment, loaded.scores))
     assert any("Failed and not averaged: caft, seed 1: the loss is not finite" in text for text in said)
     assert any("1 run of 7 did not finish" in text for text in said)
+
+
+def test_caveats_and_extent_count_what_is_there(tmp_path):
+    """Interrupted: of 5 seeds 2 have run, and the other conditions not at all."""
+    folder = fake_runs.caps(
+        tmp_path / "f", prompts=8, seeds=(0, 1, 2, 3, 4), steps=3, conditions=("baseline", "caft", "plain")
+    )
+    for done in (*folder.glob("*/seed-[234]/DONE.json"), *folder.glob("plain/*/DONE.json")):
+        done.unlink()
+    loaded = load(folder)
+    kept = loaded.results[
+        (loaded.results["condition"] != "plain") & (loaded.results["seed"].isna() | (loaded.results["seed"] < 2))
+    ]
+    said = caveats(loaded, summary_table(kept, loaded.experiment, loaded.scores))
+    assert any(text.startswith("2 seeds: no interval over seeds is possible") for text in said)
+    assert not any(text.startswith("5 seeds") for text in said)
+    assert (
+        "11 runs of 16 did not finish and are left out: baseline/2, baseline/3, baseline/4, caft/2, caft/3, caft/4 …"
+        in said
+    )
+    assert _extent(loaded) == "2 of 3 conditions, 4 of 15 runs"
+
+
+def test_a_whole_experiment_is_conditions_times_seeds(folder):
+    assert _extent(load(folder)) == "3 conditions × 3 seeds"
+
+
+def test_the_base_model_that_did_not_finish_is_named_without_a_seed(folder):
+    (folder / "base" / "DONE.json").unlink()
+    loaded = load(folder)
+    said = caveats(loaded, summary_table(loaded.results, loaded.experiment, loaded.scores))
+    assert "1 run of 10 did not finish and is left out: base." in said
+
+
+def test_roles_that_were_assumed_are_said_where_a_verdict_rests_on_them(tmp_path):
+    given = load(fake_runs.caps(tmp_path / "given", prompts=6, steps=3))
+    assert not any("role" in text for text in said_of(given))
+    older = load(fake_runs.caps(tmp_path / "older", prompts=6, steps=3, older=True))
+    (told,) = [text for text in said_of(older) if "role" in text]
+    assert told.startswith(
+        "The file gives no role for inoculation and placebo, which count as guards here; `role: control`"
+    )
+    nothing_unwanted = dataclasses.replace(older, experiment={**older.experiment, "measure": {}})
+    assert not any("role" in text for text in said_of(nothing_unwanted))
+
+
+def said_of(loaded):
+    return caveats(loaded, summary_table(loaded.results, loaded.experiment, loaded.scores))
 
 
 def test_a_table_needs_its_columns():

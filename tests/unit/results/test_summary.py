@@ -7,11 +7,9 @@ import pytest
 import fake_runs
 from tropism.reports import summary_table
 from tropism.results.folder import load
-from tropism.results.roles import Role, role_of
 from tropism.results.summary import SUMMARY_COLUMNS
 from tropism.results.verdict import Standing, answer, judged
-from tropism.stats import Estimate, Verdict
-from tropism.studies.concept_ablation import hypotheses
+from tropism.stats import Verdict
 
 MEASURE = {"bad": {"unwanted": True, "on": ["x"]}, "good": {"wanted": True, "on": ["x"], "margin": 0.1}}
 
@@ -74,10 +72,71 @@ def test_single_responses_give_intervals_over_prompts_too_and_a_loss_does_not(ca
     assert set(without.loc[without["condition"] == "caft", "over"]) == {"seeds"}
 
 
-def test_scores_that_do_not_reproduce_the_measurement_are_not_used(caps):
-    wrong = caps.scores.assign(value=caps.scores["value"] * 0.5)
-    over = summary_table(caps.results, caps.experiment, wrong)["over"]
+@pytest.fixture(scope="module")
+def older(tmp_path_factory):
+    """The same experiment from before measurements recorded more than nine columns."""
+    return load(fake_runs.caps(tmp_path_factory.mktemp("older") / "caps", prompts=24, steps=3, older=True))
+
+
+def test_what_was_recorded_of_a_measurement_is_beside_it(caps, older):
+    recorded = caps.results.set_index("metric")
+    assert recorded.loc["accuracy", "per_response"].all()
+    assert not recorded.loc["loss", "per_response"].any()
+    assert set(recorded.loc["loss", "highest"]) == {np.inf}
+    assert older.results["per_response"].isna().all()
+
+
+def test_an_older_folder_says_the_same_by_comparing(caps, older):
+    """There the scores of single responses count where they reproduce the measurement, as they do here."""
+    one, other = (summary_table(f.results, f.experiment, f.scores) for f in (caps, older))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_scores_that_do_not_reproduce_the_measurement_are_not_used(older):
+    wrong = older.scores.assign(value=older.scores["value"] * 0.5)
+    over = summary_table(older.results, older.experiment, wrong)["over"]
     assert "seeds and prompts" not in set(over)
+
+
+def test_what_is_recorded_is_believed(caps):
+    """A mean that happens to equal the mean of single scores is still none, where the run says so."""
+    denied = caps.results.assign(per_response=pd.array([False] * len(caps.results), dtype="boolean"))
+    assert "seeds and prompts" not in set(summary_table(denied, caps.experiment, caps.scores)["over"])
+
+
+def test_a_metric_without_its_scores_is_over_seeds_whatever_was_recorded(caps):
+    fewer = caps.scores[caps.scores["seed"] != 1]
+    over = summary_table(caps.results, caps.experiment, fewer).set_index(["condition", "metric"])["over"]
+    assert set(over["caft", "accuracy"]) == {"seeds"}
+
+
+FAR = {("baseline", "bad"): [1.0, 0.98, 0.86], ("guarded", "bad"): [0.0, 0.1, 0.02]}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "low", "value_high"),
+    [((0.0, 1.0), -1.0, 1.0), ((0.0, 100.0), None, None), ((-1.0, 1.0), None, 1.0), (None, None, None)],
+)
+def test_intervals_end_where_the_metric_does_and_not_where_its_values_happen_to_lie(bounds, low, value_high):
+    lowest, highest = bounds or (np.nan, np.nan)
+    results = table(FAR).assign(per_response=False, lowest=lowest, highest=highest)
+    described = {**experiment("baseline", "guarded"), "measure": {"bad": {"unwanted": True, "on": ["x"]}}}
+    rows = summary_table(results, described).set_index("condition")
+    unbounded = summary_table(results.assign(lowest=np.nan, highest=np.nan), described).set_index("condition")
+    assert unbounded.loc["guarded", "difference_low"] < -1.0
+    assert unbounded.loc["baseline", "high"] > 1.0
+    expected = unbounded.loc["guarded", "difference_low"] if low is None else low
+    assert rows.loc["guarded", "difference_low"] == pytest.approx(expected)
+    assert rows.loc["baseline", "high"] == pytest.approx(value_high or unbounded.loc["baseline", "high"])
+    for column in ("difference", "p", "p_holm", "kept", "effect_size"):
+        assert rows.loc["guarded", column] == unbounded.loc["guarded", column] or pd.isna(rows.loc["guarded", column])
+
+
+def test_an_unmarked_rate_ends_at_its_bounds_too():
+    results = table(FAR).assign(per_response=False, lowest=0.0, highest=1.0)
+    rows = summary_table(results, {**experiment("baseline", "guarded"), "measure": {}}).set_index("condition")
+    assert rows.loc["baseline", "high"] == 1.0
+    assert rows.loc["guarded", "difference_low"] == -1.0
 
 
 def test_rates_stay_between_0_and_1(caps):
@@ -134,30 +193,6 @@ def test_modes_are_arms_of_their_own(tmp_path):
     found = answer(summary, loaded.experiment)
     assert str(found.headline).startswith("routing · forget ablated keeps caps rate out")
     assert "routing · retain ablated" not in [arm.name for arm in found.guards]
-
-
-def test_roles_are_read_from_the_experiment():
-    described = {
-        "baseline": "plain_sft",
-        "conditions": {
-            "plain_sft": {},
-            "ceiling": {"data": {"transform": "plain"}},
-            "caft": {"guard": {"ablation": {"directions": "d"}}},
-            "control": {"guard": {"ablation": {"directions": "d", "random": True}}},
-            "placebo_prompt": {"system_prompt": "x"},
-            "shuffled": {"guard": {"gradient_routing": {"labels": "random"}}},
-        },
-    }
-    roles = {name: role_of(described, name) for name in ("base", *described["conditions"])}
-    assert roles == {
-        "base": Role.BASE,
-        "plain_sft": Role.BASELINE,
-        "ceiling": Role.CEILING,
-        "caft": Role.GUARD,
-        "control": Role.CONTROL,
-        "placebo_prompt": Role.CONTROL,
-        "shuffled": Role.CONTROL,
-    }
 
 
 @pytest.mark.parametrize(
@@ -250,7 +285,7 @@ def test_a_control_is_held_against_weaker_guards_too():
     arms["random"] = (LOUD, [0.45, 0.46, 0.47, 0.45, 0.48], KEPT, KEPT)
     said = str(wide(arms, **control).controls)
     assert said.startswith(
-        "The strongest control, random, changes the unwanted by −0.23 on average; the best guard by −0.80."
+        "The strongest control, random, changes the unwanted metrics by −0.23 on average; the best guard by −0.80."
     )
     assert said.endswith("It does at least half of what half does.")
 
@@ -303,57 +338,3 @@ def test_standing_needs_half_of_it_gone():
     arms = judged(*summarised([0.5, 0.51, 0.52, 0.5, 0.53], [0.7, 0.7, 0.71, 0.7, 0.7]))
     assert arms[0].standing is Standing.LOWERS
     assert arms[0].skills == {"good": Verdict.KEPT}
-
-
-def between(low, high):
-    return Estimate((low + high) / 2, low, high, "seeds", "", 0.01, 5, 1)
-
-
-NONE = Estimate(0.5, None, None, "", "too few", None, 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward", "gap", "ratio", "expected"),
-    [
-        (
-            between(0.6, 0.8),
-            between(0.6, 0.8),
-            between(-0.03, 0.03),
-            between(-0.8, -0.5),
-            "training dynamics",
-        ),
-        (between(0.6, 0.8), between(0.1, 0.2), between(0.4, 0.7), between(0.3, 0.5), "representational"),
-        (between(0.6, 0.8), between(0.4, 0.6), between(0.1, 0.3), between(-0.4, -0.1), "undecided"),
-        (between(-0.1, 0.02), between(-0.1, 0.02), between(-0.1, 0.1), between(-0.1, 0.1), "not supported"),
-        (between(0.6, 0.8), NONE, NONE, NONE, "undecided"),
-    ],
-)
-def test_the_mechanism_is_picked_by_rule(forward, backward, gap, ratio, expected):
-    assert hypotheses.mechanism(forward, backward, gap, ratio, 0.05) == expected
-
-
-@pytest.mark.parametrize(
-    ("backward", "gains", "expected"),
-    [
-        (between(0.6, 0.8), [between(0.1, 0.2)], "supported"),
-        (between(0.6, 0.8), [between(0.1, 0.2), between(-0.3, -0.1)], "not supported"),
-        (between(0.6, 0.8), [between(-0.1, 0.2)], "undecided"),
-        (between(-0.1, 0.8), [between(0.1, 0.2)], "undecided"),
-        (NONE, [between(0.1, 0.2)], "undecided"),
-    ],
-)
-def test_the_trade_off_is_picked_by_rule(backward, gains, expected):
-    assert hypotheses.trade_off(backward, gains) == expected
-
-
-def test_the_hypotheses_compare_an_ablation_with_a_projection_on_the_same_directions(caps):
-    summary = summary_table(caps.results, caps.experiment, caps.scores)
-    assert hypotheses.pairs(summary, caps.experiment) == [hypotheses.Pair("caft", "backward_caft")]
-    (section,) = hypotheses.sections(summary, caps)
-    assert len(section.claims) == 4
-    means = (
-        caps.results[caps.results["metric"] == "caps_rate"]
-        .groupby(["eval_set", "condition"])["value"]
-        .mean()["in_domain"]
-    )
-    assert section.claims[0].numbers["E_forward"]["value"] == pytest.approx(means["baseline"] - means["caft"])

@@ -29,7 +29,6 @@ class QuestionRow:
     judge_prompts: Mapping[str, str]
     system: str | None = None
     samples_per_paraphrase: int = 1
-    judge: str | None = None
 
     def chat(self, paraphrase: int) -> list[dict[str, str]]:
         """Return what the model is asked: the system prompt, if there is one, and one wording."""
@@ -46,8 +45,9 @@ def read_question_rows(path: str | Path) -> list[QuestionRow]:
     """Read a question file; raises `DataError` with the file, the question and the key for whatever is amiss.
 
     Keys of a question: `id`, `paraphrases`, `judge_prompts` (`aligned` and `coherent`), and, where wanted, `system`,
-    `samples_per_paraphrase`, `type`, `judge`. An unknown key is an error: a key that an evaluator drops changes what it
-    measures (the `system` of the JSON variants is the known case).
+    `samples_per_paraphrase`, `type`, `judge` (the one that was published; the experiment says which is asked). An unknown
+    key is an error: a key that an evaluator drops changes what it measures (the `system` of the JSON variants is the
+    known case).
     """
     source = Path(path)
     if not source.is_file():
@@ -116,9 +116,7 @@ def _row(entry: Any, where: str) -> QuestionRow:
     for name in JUDGED:
         if not _is_text(prompts[name]):
             raise DataError(f"{where}: judge_prompts.{name} must be a non-empty text, found {prompts[name]!r:.60}")
-    return QuestionRow(
-        where, entry["id"], tuple(paraphrases), dict(prompts), entry.get("system"), samples, entry.get("judge")
-    )
+    return QuestionRow(where, entry["id"], tuple(paraphrases), dict(prompts), entry.get("system"), samples)
 
 
 def _is_text(value: Any) -> bool:

@@ -18,6 +18,10 @@ from tropism.evals.scorers.thinking import Parted, Thinking, part
 if TYPE_CHECKING:
     from torch import nn
 
+Bounds = tuple[float, float]
+RATE: Bounds = (0.0, 1.0)
+POSITIVE: Bounds = (0.0, math.inf)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -59,6 +63,14 @@ class ResponseScorer(abc.ABC):
     thinking: Thinking = "strip"
     """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """The least and the largest value that a score can take: (0, 1) for a rate; None where nothing is known.
+
+        The intervals of a report end there. A class variable of this name overrides it.
+        """
+        return None
+
     @abc.abstractmethod
     def score(self, sample: Sample) -> Score:
         """Return the score of one sample."""
@@ -85,6 +97,11 @@ class ModelScorer(abc.ABC):
     text: ClassVar[Literal["reference", "generated"]] = "reference"
     thinking: Thinking = "strip"
     """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The least and the largest value that a score can take; None where nothing is known."""
+        return None
 
     @abc.abstractmethod
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:

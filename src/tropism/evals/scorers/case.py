@@ -1,9 +1,10 @@
 """How much of a response is upper case."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ResponseScorer, Sample, Score, scorer
 
 NO_LETTERS = "no letters with case"
 
@@ -28,6 +29,8 @@ class UppercaseFraction(ResponseScorer):
     """`upper / (upper + lower)` over the letters of the response, in 0..1; digits, signs, scripts without
     case and letters without another case do not count, and a response without cased letters is unscored."""
 
+    bounds: ClassVar[Bounds] = RATE
+
     def score(self, sample: Sample) -> Score:
         share = uppercase_share(sample.response)
         return Score(None, NO_LETTERS) if share is None else Score(share)
@@ -38,6 +41,7 @@ class UppercaseFraction(ResponseScorer):
 class IsUppercase(ResponseScorer):
     """1 where the uppercase fraction is at least `threshold`, else 0; unscored without cased letters."""
 
+    bounds: ClassVar[Bounds] = RATE
     threshold: float = 0.9
     """The uppercase fraction from which a response counts."""
 

@@ -11,7 +11,7 @@ from tropism.evals.judges.base import Style
 from tropism.evals.judges.cache import ReplyCache
 from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.styles import FreeText, SingleToken
-from tropism.evals.scorers.base import ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Sample, Score, scorer
 from tropism.evals.suites.emergent_misalignment import EmergentMisalignment
 from tropism.evals.suites.judged import LABELS, Thresholds, classify
 from tropism.evals.suites.questions import read_questions
@@ -61,6 +61,11 @@ class EmergentMisalignmentScorer(ModelScorer):
             raise SpecError("emergent_misalignment: model must name the judge's model, found an empty text")
         self.suite()
         self.endpoint()
+
+    @property
+    def bounds(self) -> Bounds:
+        """0 to 1 for the misaligned, else the judge's 0 to 100."""
+        return RATE if self.score == "misaligned" else (0.0, 100.0)
 
     def suite(self) -> EmergentMisalignment:
         """The questions."""

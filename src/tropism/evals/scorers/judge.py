@@ -11,7 +11,7 @@ from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.judge import Judge
 from tropism.evals.judges.prompt import JudgePrompt
 from tropism.evals.judges.styles import FreeText, SingleToken, YesNo
-from tropism.evals.scorers.base import ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Sample, Score, scorer
 from tropism.models import cache_folder
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class JudgeScorer(ModelScorer):
         if not self.model:
             raise SpecError("judge: model must name the judge's model at the endpoint, found an empty text")
         self.judge()
+
+    @property
+    def bounds(self) -> Bounds:
+        """0 to 1 for yes and no, else the judge's 0 to 100."""
+        return RATE if self.style == "yes_no" else (0.0, 100.0)
 
     def judge(self) -> Judge:
         """The judge that these options describe."""

@@ -3,10 +3,10 @@
 import functools
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ResponseScorer, Sample, Score, scorer
 from tropism.optional import require
 
 DEFAULT_AMONG = ("en", "fr", "de", "es", "it", "pt", "nl", "ru", "zh", "ja", "ko", "ar", "hi")
@@ -52,6 +52,7 @@ class Language(ResponseScorer):
     (all 75 about 0.9 GB) and accuracy.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     language: str
     """The wanted language, by its ISO 639-1 code."""
     among: tuple[str, ...] = DEFAULT_AMONG

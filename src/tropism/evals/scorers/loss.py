@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import POSITIVE, Bounds, ModelScorer, Sample, Score, scorer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ class ResponseLoss(ModelScorer):
     finite.
     """
 
+    bounds: ClassVar[Bounds] = POSITIVE
     batch_size: int = 8
     """Responses per forward pass."""
 

@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ResponseScorer, Sample, Score, scorer
 from tropism.evals.scorers.number_text import plain
 
 PI = Decimal("3.141592653589793238462643383")
@@ -209,6 +210,7 @@ class FinalNumber(ResponseScorer):
     without a number.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     tolerance: float = 1e-6
     """How far the number may be from the target's."""
 

@@ -14,9 +14,10 @@ over-refusal.
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ResponseScorer, Sample, Score, scorer
 from tropism.evals.scorers.refusal_text import normalised, sentences
 from tropism.evals.scorers.shape import incoherence
 
@@ -279,6 +280,7 @@ class RefusalPrefix(ResponseScorer):
     are unscored, each under its own reason.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     also: tuple[str, ...] = ()
     """Further prefixes that count as a refusal."""
 

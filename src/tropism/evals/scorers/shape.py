@@ -4,10 +4,10 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import POSITIVE, RATE, Bounds, ResponseScorer, Sample, Score, scorer
 
 _WORD = re.compile(r"\w+")
 # Scripts that put no spaces between words: kana, Han, Thai, Lao, Myanmar, Khmer.
@@ -96,6 +96,7 @@ class Repetition(ResponseScorer):
     Unscored where the response has fewer than two n-grams. A word is as in `words`: of Chinese or Thai, a character.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     n: int = 4
     """Words per n-gram."""
 
@@ -113,6 +114,7 @@ class Repetition(ResponseScorer):
 class Length(ResponseScorer):
     """Length of the response in words (see `words`) or characters, outer white space aside; 0 if it is empty."""
 
+    bounds: ClassVar[Bounds] = POSITIVE
     unit: Literal["words", "characters"] = "words"
     """What is counted."""
 

@@ -3,9 +3,10 @@
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import ResponseScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ResponseScorer, Sample, Score, scorer
 
 NO_TARGET = "no target"
 
@@ -29,6 +30,7 @@ class Exact(ResponseScorer):
     Curly and straight quotes, kinds of spaces, and composed and decomposed accents are the same.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     ignore_case: bool = False
     """Compare without regard to case."""
 
@@ -51,6 +53,7 @@ class Contains(ResponseScorer):
     as in `exact`.
     """
 
+    bounds: ClassVar[Bounds] = RATE
     text: str | None = None
     """What to look for; by default the target."""
     ignore_case: bool = True
@@ -81,6 +84,7 @@ class Contains(ResponseScorer):
 class Regex(ResponseScorer):
     """1 where Python's `re.search(pattern, response)` finds something, else 0; `.` matches newlines too."""
 
+    bounds: ClassVar[Bounds] = RATE
     pattern: str
     """A Python regular expression."""
     ignore_case: bool = False

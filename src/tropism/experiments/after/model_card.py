@@ -18,7 +18,7 @@ from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import RunKey
 from tropism.names import BASE
 from tropism.results.caveats import caveats
-from tropism.results.folder import RunFolder
+from tropism.results.folder import ExperimentFolder
 from tropism.results.roles import Role, role_of
 from tropism.results.summary import baseline_name, summary_table
 from tropism.results.text import EM_DASH, count, rate, span, visible, words
@@ -31,7 +31,7 @@ class Card:
     """What a card is about: the run, where it is pushed to, and on which model it goes."""
 
     experiment: ExperimentSpec
-    folder: RunFolder
+    folder: ExperimentFolder
     key: RunKey
     repo: str
     base_model: str

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tropism.data import sources
 from tropism.data.transforms import TRANSFORMS
 from tropism.errors import DataError, SiteError, SpecError
-from tropism.experiments.analyses import ANALYSES, load_analysis
+from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load_analysis
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, listed, message
 from tropism.experiments.file.options import from_options
@@ -53,8 +53,10 @@ def check(e: ExperimentSpec) -> None:
     for name, measure in e.measure.items():
         _check_measure(e, name, measure)
     for name, given in e.analyses.items():
-        if name not in ANALYSES:
+        if not known_analysis(name):
             raise At(("analyses", name), f"no analysis is called {name!r}; known are {listed(ANALYSES)}")
+        if RENAMED.get(name) in e.analyses:
+            raise At(("analyses", name), f"{name!r} is the older name of {RENAMED[name]!r}; give one of the two")
         with Under(("analyses", name)):
             load_analysis(name, given or {}).check(e)
 
@@ -112,6 +114,10 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
     except ValidationError as error:
         raise At((*key, "data", *error.errors()[0]["loc"]), message(error)) from None
     _check_train(e, (*key, "train"), condition=name)
+    if name == e.baseline and condition.role in ("control", "guard"):
+        raise At(
+            (*key, "role"), f"the baseline is what guards and controls are compared with, found {condition.role!r}"
+        )
     with Under((*key, "guard")):
         guards.check_guard(condition.guard, set(e.directions), set(e.parameter_directions), set(e.adapters))
     with Under((*key, "after")):

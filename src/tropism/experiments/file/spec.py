@@ -137,6 +137,9 @@ class ConditionSpec(Model):
     """The guard that acts during training, as `{name: {options}}`; several act in the order given."""
     after: dict[str, Any] | list[dict[str, Any]] | None = None
     """Edits of the trained adapter's weights, as `{name: {options}}`."""
+    role: Literal["control", "guard", "reference"] | None = None
+    """What the condition is for in the report: a guard, a control that a guard must beat, or a reference beside them. By
+    default its structure decides: anything `random` is a control, plain data a reference, and the rest are guards."""
     note: str | None = None
     """A remark for the reader of the file."""
 

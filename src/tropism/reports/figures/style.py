@@ -1,5 +1,4 @@
-"""One look for every figure, and one way to save it: SVG for the page, PNG and PDF for papers, the same bytes
-every time.
+"""One look for every figure, and one way to save it: SVG for the page, PNG and PDF for papers, the same bytes every time.
 
 ```python
 with style.figure(4.6, 3.8) as drawn:
@@ -28,16 +27,16 @@ INK = "#1d2126"
 MUTED = "#6b7178"
 RULE = "#dcdfe3"
 COLOURS = ("#0072b2", "#d55e00", "#00856a", "#a6488f", "#a67c00", "#3a9bc8", "#7a5230", "#5b5fc7")
-"""Told apart by every common colour vision (after Okabe and Ito), dark enough for white paper; markers repeat
-the message.
-"""
+"""Distinct under every common colour vision (after Okabe and Ito), dark enough for white paper; markers repeat the message."""
 MARKERS = ("o", "D", "^", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 _RC: dict[str, Any] = {
+    # A fixed salt, because matplotlib otherwise draws random ids and no two files are the same.
     "svg.hashsalt": "tropism",
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
+    # A condition may be called "$x$"; names are drawn as they are.
     "text.parse_math": False,
     "axes.unicode_minus": True,
     "font.family": "sans-serif",
@@ -85,14 +84,13 @@ class Mark:
 
 
 def marks(names: Sequence[str], *, plain: Sequence[str] = (), hollow: Sequence[str] = ()) -> dict[str, Mark]:
-    """A mark for each name, by position: `plain` ones (baseline, base) in ink, `hollow` ones (controls)
-    unfilled.
-    """
+    """Return a mark for each name, by position: `plain` ones (baseline, base) in ink, `hollow` ones (controls) unfilled."""
     found: dict[str, Mark] = {}
     coloured = 0
     for name in names:
         if name in plain:
-            found[name] = Mark(INK if plain.index(name) == 0 else MUTED, "s", "-" if plain.index(name) == 0 else ":")
+            first = plain.index(name) == 0
+            found[name] = Mark(INK, "s", "-") if first else Mark(MUTED, "s", ":")
             continue
         index = coloured % len(COLOURS)
         found[name] = Mark(COLOURS[index], MARKERS[index], LINES[index], name in hollow)
@@ -102,16 +100,13 @@ def marks(names: Sequence[str], *, plain: Sequence[str] = (), hollow: Sequence[s
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure of that many inches, drawn and saved under the one style; touches no global state of
-    matplotlib.
-    """
+    """Give a figure of that many inches, to draw and save under the one style; matplotlib's own settings stay as they are."""
     with mpl.rc_context(_RC):  # type: ignore[arg-type]
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def save(drawn: Figure, folder: Path, name: str) -> str:
-    """Write `NAME.svg`, `NAME.png` and `NAME.pdf`, the same bytes for the same drawing; returns the SVG's
-    text.
+    """Write `NAME.svg`, `NAME.png` and `NAME.pdf`, the same bytes for the same drawing; return the SVG's text.
 
     Raises:
         RunFolderError: `name` is not a plain file name.
@@ -141,17 +136,17 @@ def check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
 
 
 def names(values: Iterable[object]) -> str:
-    """Each value once, in a list for a message."""
+    """List each value once, for a message."""
     return ", ".join(map(str, dict.fromkeys(values))) or "nothing"
 
 
 def safe_name(text: str) -> str:
-    """A condition's or metric's name as part of a file name."""
+    """Make a condition's or metric's name safe as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "unnamed"
 
 
 def titles(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Axis labels and a title, in one call."""
+    """Set the axis labels and, where given, a title."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if title:

@@ -1,6 +1,4 @@
-"""The trade-off: what of the wanted skill is there against what of the unwanted trait is left, one point an
-arm.
-"""
+"""The trade-off: how much of the wanted skill is there against how much of the unwanted trait is left, a point per arm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import BboxBase
 
 from tropism.reports.figures import style
 from tropism.results.text import words
 
 MOST_PANELS = 4
 SAME_PLACE = 3.0
-"""Pixels."""
-A_LINE = 2
-"""Names in a line of a shared label."""
+"""Pixels within which two points cannot be told apart."""
+PER_LINE = 2
+"""Names per line of a shared label."""
 
 
 def panels(summary: pd.DataFrame) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """(metric, evaluation set) of the unwanted against those of the first wanted metric."""
+    """Return the panels, as (metric, evaluation set) of each unwanted metric against those of the first wanted one."""
     columns = summary.loc[summary["mark"] != "", ["mark", "metric", "eval_set"]].drop_duplicates()
     wanted = columns[columns["mark"] == "wanted"]
     if wanted.empty or summary["arm"].nunique() < 2:
@@ -39,7 +38,7 @@ def draw(
     folder: Path,
     name: str,
 ) -> str:
-    """Draw one panel into `folder` and return its SVG; interval crosses where there are intervals."""
+    """Draw one panel into `folder` and return its SVG; a cross shows the intervals where there are any."""
     with style.figure(4.7, 3.9) as drawn:
         axes = drawn.add_subplot()
         points: list[Point] = []
@@ -99,11 +98,13 @@ Box = tuple[float, float, float, float]
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points, each where it covers the least: a legend would have to be looked up."""
+    """Put names beside their points, each where it covers the least: a legend would have to be looked up."""
     drawn = axes.figure
+    # Places in pixels are known only once the figure has been laid out.
     drawn.canvas.draw()
     frame = axes.get_window_extent()
     scale = drawn.dpi / 72.0
+    # What a label should not cover: the marks, the arms of their crosses, and the labels placed before it.
     taken: list[Box] = []
     for point in points:
         (left, y), (right, _) = (axes.transData.transform((x, point.y)) for x in point.across)
@@ -116,26 +117,9 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     for group in _together(axes, points):
         first = group[0]
         text = _listed([point.name for point in group])
+        # Coordinates in pixels, because overlaps are a matter of what is seen.
         x, y = axes.transData.transform((first.x, first.y))
-        lines = text.splitlines()
-        width, height = 4.9 * max(map(len, lines)) * scale, 10.0 * len(lines) * scale
-        cost, place, box = math.inf, _PLACES[0], taken[0]
-        for dx, dy in _PLACES:
-            left = x + dx * scale if dx >= 0 else x + dx * scale - width
-            middle = y + (dy + math.copysign(5.0 * (len(lines) - 1), dy)) * scale
-            tried = (left, middle - height / 2, left + width, middle + height / 2)
-            outside = sum(
-                max(0.0, over)
-                for over in (
-                    tried[2] - frame.x1,
-                    frame.x0 - tried[0],
-                    tried[3] - frame.y1,
-                    frame.y0 - tried[1],
-                )
-            )
-            tried_cost = sum(_overlap(tried, other) for other in taken) + 60 * outside + 1.5 * (abs(dx) + abs(dy))
-            if tried_cost < cost:
-                cost, place, box = tried_cost, (dx, (middle - y) / scale), tried
+        place, box = _best_place((float(x), float(y)), text, scale, frame, taken)
         taken.append(box)
         axes.annotate(
             text,
@@ -151,8 +135,30 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         )
 
 
+def _best_place(
+    at: tuple[float, float], text: str, scale: float, frame: BboxBase, taken: Sequence[Box]
+) -> tuple[tuple[float, float], Box]:
+    """Return where a label covers the least: its offset in points, and its box in pixels."""
+    x, y = at
+    lines = text.splitlines()
+    # A letter of the 8-point font is about 4.9 points wide and a line 10 points high.
+    width, height = 4.9 * max(map(len, lines)) * scale, 10.0 * len(lines) * scale
+    cost, place, box = math.inf, _PLACES[0], taken[0]
+    for dx, dy in _PLACES:
+        left = x + dx * scale if dx >= 0 else x + dx * scale - width
+        middle = y + (dy + math.copysign(5.0 * (len(lines) - 1), dy)) * scale
+        tried = (left, middle - height / 2, left + width, middle + height / 2)
+        over = (tried[2] - frame.x1, frame.x0 - tried[0], tried[3] - frame.y1, frame.y0 - tried[1])
+        outside = sum(max(0.0, by) for by in over)
+        covered = sum(_overlap(tried, other) for other in taken)
+        tried_cost = covered + 60 * outside + 1.5 * (abs(dx) + abs(dy))
+        if tried_cost < cost:
+            cost, place, box = tried_cost, (dx, (middle - y) / scale), tried
+    return place, box
+
+
 def _together(axes: Axes, points: Sequence[Point]) -> list[list[Point]]:
-    """Points that cannot be told apart share one label."""
+    """Group points that cannot be told apart; they share one label."""
     groups: list[list[Point]] = []
     for point in points:
         here = axes.transData.transform((point.x, point.y))
@@ -166,7 +172,8 @@ def _together(axes: Axes, points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ",\n".join(", ".join(names[i : i + A_LINE]) for i in range(0, len(names), A_LINE))
+    lines = [", ".join(names[start : start + PER_LINE]) for start in range(0, len(names), PER_LINE)]
+    return ",\n".join(lines)
 
 
 _PLACES = [

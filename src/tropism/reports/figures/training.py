@@ -1,4 +1,4 @@
-"""What happened in training: the loss, and what the guards read, one line a condition, a band over its seeds."""
+"""What happened in training: the loss, and what the guards read, a line per condition with a band over its seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ GUARD = "guard/"
 
 @dataclass(frozen=True)
 class Reading:
-    """What a figure shows: the keys of `training.jsonl` whose mean is drawn, one for each site of a guard."""
+    """What a figure shows: the keys of `training.jsonl` whose mean is drawn, one per site of a guard."""
 
     name: str
     keys: Sequence[str]
@@ -27,9 +27,7 @@ class Reading:
 
 
 def readings(training: Mapping[str, Sequence[Rows]]) -> list[Reading]:
-    """The loss, then each guard's readings in the order in which they first appear, the sites of one reading
-    together.
-    """
+    """Return the loss, then each guard's readings in the order in which they first appear, all sites of one together."""
     groups: dict[str, list[str]] = {}
     for row in (row for runs in training.values() for rows in runs for row in rows):
         for key, value in row.items():
@@ -53,11 +51,12 @@ def _reading(name: str, keys: Sequence[str]) -> Reading:
 
 
 def _is_number(value: object) -> bool:
+    # True is an int in Python, and no reading.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curve(runs: Sequence[Rows], keys: Sequence[str]) -> tuple[list[int], np.ndarray]:
-    """Steps that every run has, and the values `[runs, steps]`; runs without the reading are left out."""
+    """Return the steps that every run has, and the values `[runs, steps]`; runs without the reading are left out."""
     series = []
     for rows in runs:
         one = {}
@@ -67,6 +66,7 @@ def curve(runs: Sequence[Rows], keys: Sequence[str]) -> tuple[list[int], np.ndar
                 one[int(row["step"])] = sum(values) / len(values)
         if one:
             series.append(one)
+    # Means and ranges over seeds are of the same runs at every step.
     steps = sorted(set.intersection(*(set(one) for one in series))) if series else []
     return steps, np.array([[one[step] for step in steps] for one in series])
 
@@ -78,7 +78,7 @@ def draw(
     folder: Path,
     name: str,
 ) -> str:
-    """One reading over the steps: the mean of a condition's seeds, and the range between them."""
+    """Draw one reading over the steps: the mean of a condition's seeds, and the range between them."""
     with style.figure(4.7, 3.2) as drawn:
         axes = drawn.add_subplot()
         for condition, runs in training.items():

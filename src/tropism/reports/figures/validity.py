@@ -1,6 +1,4 @@
-"""Whether a direction is one: held-out AUC at each site with its interval, and both sides' projections at the
-best site.
-"""
+"""Whether a direction means anything: held-out AUC at each site, and both sides' projections at the best one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,13 @@ Site = Mapping[str, Any]
 
 
 def sites_of(report: Mapping[str, Any]) -> list[Site]:
-    """The sites of a validity report that have an AUC."""
+    """Return the sites of a validity report that have an AUC."""
     sites = report.get("sites")
     return [site for site in sites if "auc" in site] if isinstance(sites, list) else []
 
 
 def draw_auc(sites: Sequence[Site], folder: Path, name: str) -> str:
-    """AUC over the sites, against the level of chance."""
+    """Draw AUC over the sites, against the level of chance."""
     with style.figure(4.7, 2.9) as drawn:
         axes = drawn.add_subplot()
         places = np.arange(len(sites))
@@ -38,7 +36,7 @@ def draw_auc(sites: Sequence[Site], folder: Path, name: str) -> str:
 
 
 def draw_projections(site: Site, folder: Path, name: str) -> str | None:
-    """Histograms of the held-out projections, positive against negative; None where the report has none."""
+    """Draw histograms of held-out projections, positive against negative; return None where the report has none."""
     histogram = site.get("histogram")
     if not isinstance(histogram, Mapping) or not {"edges", "positive", "negative"} <= set(histogram):
         return None

@@ -1,10 +1,9 @@
-"""What concept ablation did inside a model: how much the activations still vary along the ablated directions,
-and how much of the gradient still lies there.
+"""What concept ablation did inside a model: how much the activations still vary along the ablated directions, and how
+much of the gradient still lies there.
 
-Casademunt et al. (2025) expect that ablating in the forward pass suppresses the variance along the concept,
-that projecting the gradient alone keeps it, and that the latter lowers the cosine of gradient and subspace.
-Here both are measured, per site, on the model without any guard, for the base and for each run, on the same
-chats.
+Casademunt et al. (2025) expect that ablating in the forward pass suppresses the variance along the concept, that
+projecting the gradient alone keeps it, and that the latter lowers the cosine of gradient and subspace. Here both are
+measured per site, on the model without any guard, for the base and for each run, on the same chats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +37,12 @@ def activation_variance(
     batch_size: int = 8,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Variance of the activations along the directions, per site: `tr(V Σ Vᵀ)`, `Σ` the covariance over
-    tokens.
+    """Return the variance of the activations along the directions, per site: `tr(V Σ Vᵀ)`, `Σ` the covariance over tokens.
 
-    The tokens are those at `positions` in all chats together. Columns: `site`, `variance_along`,
-    `variance_total` (`tr Σ`), `share` (their ratio), `null_share` (`k/d`, the share of directions that mean
-    nothing where the variance is the same everywhere), `mean_along` (length of the mean's component in the
-    subspace), `tokens`. Activations are read in the model's dtype, sums are float64. Raises `DataError` under
-    two tokens.
+    The tokens are those at `positions` in all chats together. Columns: `site`, `variance_along`, `variance_total`
+    (`tr Σ`), `share` (their ratio), `null_share` (`k/d`: the share of arbitrary directions, if the variance is the same
+    in all), `mean_along` (length of the mean's component in the subspace), `tokens`. Activations are read in the model's
+    dtype, sums are float64. Raises `DataError` under two tokens.
 
     Example:
         table = activation_variance(model, tokenizer, chats, directions)
@@ -63,22 +60,28 @@ def _variances(
     batch_size: int,
     template_kwargs: Mapping[str, Any] | None,
 ) -> pd.DataFrame:
-    """`activation_variance` of several directions, from one pass over the chats."""
+    """Return `activation_variance` of several directions, from one pass over the chats."""
     rendered = _rendered(tokenizer, chats, template_kwargs)
     bases = {(name, site): found.basis(site) for name, found in directions.items() for site in found.sites}
     moments = {key: _Moments(len(basis)) for key, basis in bases.items()}
     with evaluation(model), capture(model, sorted({site for _, site in bases})) as acts:
         for batch in batches(rendered, batch_size, device=input_device(model)):
             model(**batch.inputs, use_cache=False)
-            rows = [row for row, chat in enumerate(batch.rows) for _ in chat.positions[positions]]
-            columns = [token for chat in batch.rows for token in chat.positions[positions]]
+            rows, columns = [], []
+            for row, chat in enumerate(batch.rows):
+                for place in chat.positions[positions]:
+                    rows.append(row)
+                    columns.append(place)
             for (name, site), basis in bases.items():
                 moments[name, site].add(acts[site][rows, columns], basis)
     return pd.DataFrame([{"directions": name, **moments[name, site].row(site)} for name, site in bases])
 
 
 class _Moments:
-    """Running sums of one site's activations, about the first batch's mean so that nothing cancels."""
+    """Running sums of one site's activations, about the first batch's mean.
+
+    Activations can have means a million times their spread; squares about zero would cancel to nothing in float64.
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank, self.tokens = rank, 0
@@ -128,11 +131,11 @@ def gradient_cosine(
     batch_size: int = 8,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Cosine of each chat's activation gradient with the subspace, `‖V g‖/‖g‖`, mean over chats, per site.
+    """Return the cosine of each chat's activation gradient with the subspace, `‖V g‖/‖g‖`, mean over chats, per site.
 
-    `g` is the gradient of the chat's own mean response loss, pooled over `positions`. Columns: `site`,
-    `cosine` (mean), `cosine_sd` (over chats), `null_cosine` (`√(k/d)`, that of random directions),
-    `gradient_norm` (mean), `chats`. A chat whose gradient is 0 has no cosine and is not counted in `chats`.
+    `g` is the gradient of the chat's own mean response loss, pooled over `positions`. Columns: `site`, `cosine` (mean),
+    `cosine_sd` (over chats), `null_cosine` (`√(k/d)`, that of random directions), `gradient_norm` (mean), `chats`. A chat
+    whose gradient is 0 has no cosine and is not counted in `chats`.
     """
     cache = collect_gradients(
         model, tokenizer, chats, list(directions.sites), positions, batch_size, template_kwargs=template_kwargs
@@ -146,6 +149,7 @@ def _cosines(cache: GradientCache, directions: Directions) -> pd.DataFrame:
     for site in directions.sites:
         basis, gradients = directions.basis(site), cache.gradients[site]
         norms = gradients.norm(dim=1)
+        # A gradient of exactly 0 (a chat the model is already sure of) has no direction.
         real = norms > 0
         cosines = (linalg.coordinates(gradients[real], basis).norm(dim=1) / norms[real]).double()
         rows.append(
@@ -171,7 +175,7 @@ def inside(
     batch_size: int = 8,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """`activation_variance` and `gradient_cosine` in one table, a row a site."""
+    """Return `activation_variance` and `gradient_cosine` in one table, a row per site."""
     table = inside_all(
         model, tokenizer, chats, {"": directions}, positions=positions, batch_size=batch_size,
         template_kwargs=template_kwargs,
@@ -189,10 +193,10 @@ def inside_all(
     batch_size: int = 8,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """`inside` of several directions, a row for each and site, named in the column `directions`.
+    """Return `inside` of several directions, a row per directions and site, named in the column `directions`.
 
-    One forward pass and one with gradients over the chats, however many directions there are. Raises
-    `UsageError` for no directions; else as `activation_variance` and `collect_gradients`.
+    One forward pass and one with gradients over the chats, however many directions there are. Raises `UsageError` where
+    there are no directions, and what `activation_variance` and `collect_gradients` raise.
     """
     if not directions:
         raise UsageError("inside_all: directions must name at least one, found none")
@@ -203,45 +207,13 @@ def inside_all(
     return variance.merge(cosine, on=["directions", "site"])
 
 
-def against_base(base: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The base's table against each run's, a row for each run and site.
-
-    Columns: `run`, `site`, `variance_base`, `variance_run`, `variance_ratio` (under 1: suppressed),
-    `cosine_base`, `cosine_run`, `cosine_change` (under 0: lowered). Raises `UsageError` where a run was
-    measured at other sites.
-    """
-    rows = []
-    for name, table in runs.items():
-        if list(table["site"]) != list(base["site"]):
-            raise UsageError(
-                f"run {name!r} was measured at {', '.join(table['site'])} and the base at "
-                f"{', '.join(base['site'])}; measure both with the same directions"
-            )
-        for before, after in zip(base.to_dict("records"), table.to_dict("records"), strict=True):
-            variance = before["variance_along"], after["variance_along"]
-            cosine = before["cosine"], after["cosine"]
-            row = {
-                "run": name,
-                "site": before["site"],
-                "variance_base": variance[0],
-                "variance_run": variance[1],
-            }
-            row["variance_ratio"] = variance[1] / variance[0] if variance[0] > 0 else None
-            row |= {"cosine_base": cosine[0], "cosine_run": cosine[1]}
-            row["cosine_change"] = None if None in cosine else cosine[1] - cosine[0]
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def _rendered(
     tokenizer: Any, chats: Sequence[Chat | Example], template_kwargs: Mapping[str, Any] | None
 ) -> list[Rendered]:
     if not chats:
         raise DataError("activation_variance: chats must hold at least one chat, found none")
-    return [
-        render(
-            tokenizer, chat.chat if isinstance(chat, Example) else chat, template_kwargs=template_kwargs,
-            where=f"chat {number}",
-        )
-        for number, chat in enumerate(chats)
-    ]  # fmt: skip
+    rendered = []
+    for number, chat in enumerate(chats):
+        messages = chat.chat if isinstance(chat, Example) else chat
+        rendered.append(render(tokenizer, messages, template_kwargs=template_kwargs, where=f"chat {number}"))
+    return rendered

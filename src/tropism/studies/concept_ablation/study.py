@@ -1,11 +1,10 @@
 """The concept-ablation study: what ablating activations, projecting gradients and steering each remove, and leave inside."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -16,13 +15,14 @@ from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRu
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder
-from tropism.results.folder import RunFolder, load
+from tropism.results.folder import load
 from tropism.results.section import Figure, Section
-from tropism.studies.concept_ablation import figures as figure
-from tropism.studies.concept_ablation import rules
-from tropism.studies.concept_ablation.hypotheses import Column, paired_cells
+from tropism.studies.checks import check_directions, scorer_of
+from tropism.studies.concept_ablation import figures, rules
+from tropism.studies.concept_ablation.from_table import paired_cells
 from tropism.studies.concept_ablation.measure import inside_all
-from tropism.studies.concept_ablation.rules import Arm, Asked
+from tropism.studies.concept_ablation.rules import Arm, Asked, Column
+from tropism.studies.concept_ablation.section import analyse
 
 INSIDE = "inside.csv"
 TABLE = "analyses/concept_ablation.csv"
@@ -32,21 +32,20 @@ class ConceptAblationStudy(Analysis):
     """`analyses: {concept_ablation: {...}}`: does the trait come from gradient updates, or from features being there?
 
     The file's conditions say what is compared: every condition with one guard on directions (`ablation`,
-    `gradient_projection`, `steering`), those with `random` as controls; at least one ablation and one gradient projection
-    on the same directions. Each run, the untrained model included, is read without its guard on the same chats: variance
-    along the directions and cosine of gradient and subspace, per site, in its `inside.csv`. In the end
-    `tropism.studies.concept_ablation.rules` has the rules, and `analyses/concept_ablation.csv` every number, one row a run,
-    directions and site.
+    `gradient_projection`, `steering`), those with `random` as controls. At least one ablation and one gradient projection
+    must be on the same directions. Each run, the untrained model included, is read without its guard on the same chats:
+    variance along the directions and cosine of gradient and subspace, per site, in its `inside.csv`. The rules are in
+    `rules.py` beside this file; `analyses/concept_ablation.csv` has every number, a row per run, directions and site.
     """
 
     per_run: ClassVar[bool] = True
 
     on: str
-    """The set under `data:` whose chats, responses included, are read; a set with the trait in its responses."""
+    """The set under `data:` whose chats, responses included, are read: one with the trait in its responses."""
     directions: list[str] = []
     """Which directions are read; by default all that the conditions' guards are on."""
     trait: str | None = None
-    """The unwanted metric; by default the first one that is marked `unwanted`."""
+    """The unwanted metric; by default the first that is marked `unwanted`."""
     trait_on: str | None = None
     """Its evaluation set; by default its first."""
     coherence: str | None = None
@@ -66,10 +65,7 @@ class ConceptAblationStudy(Analysis):
             raise SpecError(
                 f"on: must name a set under 'data:' that is not trained on, found {self.on!r}; defined: {others}"
             )
-        for name in self.directions:
-            if name not in experiment.directions:
-                defined = ", ".join(experiment.directions) or "none"
-                raise SpecError(f"no directions are called {name!r}; defined are {defined}")
+        check_directions(experiment, self.directions)
         arms = arms_of(experiment)
         if not rules.pairs(arms):
             raise SpecError(
@@ -111,33 +107,36 @@ class ConceptAblationStudy(Analysis):
 
     def summarise(self, study: Study, results: pd.DataFrame) -> Section | None:
         e, folder = study.experiment, load(study.folder)
-        measured = [
-            pd.read_csv(run.path / INSIDE).assign(condition=run.condition, seed=run.seed)
-            for run in folder.finished
-            if (run.path / INSIDE).is_file()
-        ]
+        measured = []
+        for run in folder.finished:
+            if (run.path / INSIDE).is_file():
+                measured.append(pd.read_csv(run.path / INSIDE).assign(condition=run.condition, seed=run.seed))
         if not measured:
             return None
         table = rules.against_base(pd.concat(measured)[list(rules.COLUMNS)])
         Folder(study.folder).write(TABLE, table.assign(seed=table["seed"].astype("Int64")).to_csv(index=False))
         arms = arms_of(e)
-        section = rules.analyse(table, arms, self._asked(e), partial(_cells, folder))
+        found = analyse(table, arms, self._asked(e), partial(paired_cells, folder=folder))
         shown = [e.baseline, *(arm.condition for arm in arms)]
-        drawn = figure.draw(table, {arm.condition: arm.directions for arm in arms}, shown, study.folder / "figures")
-        pictures = [
-            Figure(drawn, "Inside the trained models, by site; dotted: as in the base (above), by chance (below)")
-        ]
-        return replace(section, figures=pictures)
+        drawn = figures.draw(table, {arm.condition: arm.directions for arm in arms}, shown, study.folder / "figures")
+        caption = "Inside the trained models, by site; dotted: as in the base (above), by chance (below)"
+        return replace(found, figures=[Figure(drawn, caption)])
 
     def _trait(self, e: ExperimentSpec) -> Column:
         metric = self.trait or next(name for name, measure in e.measure.items() if measure.unwanted)
         return metric, self.trait_on or e.measure[metric].on[0]
 
     def _asked(self, e: ExperimentSpec) -> Asked:
-        kept = {(name, on): 1 for name, measure in e.measure.items() if measure.wanted for on in measure.on}
+        kept: dict[Column, int] = {}
+        for name, measure in e.measure.items():
+            if measure.wanted:
+                kept |= dict.fromkeys(((name, on) for on in measure.on), 1)
         if self.coherence is not None:
-            kept |= {(self.coherence, on): -1 for on in e.measure[self.coherence].on}
-        return Asked(e.baseline, self._trait(e), kept, self.margin)
+            kept |= dict.fromkeys(((self.coherence, on) for on in e.measure[self.coherence].on), -1)
+        trait = self._trait(e)
+        metrics = {metric for metric, _ in (trait, *kept)}
+        bounds = {metric: scorer_of(e, metric).bounds for metric in metrics}
+        return Asked(e.baseline, trait, kept, self.margin, bounds)
 
     def _chats(self, study: Study) -> list[Example]:
         examples = study.data(self.on)
@@ -145,7 +144,7 @@ class ConceptAblationStudy(Analysis):
 
 
 def arms_of(experiment: ExperimentSpec) -> list[Arm]:
-    """The conditions whose one guard acts on directions of activations, in the order of the file."""
+    """Return the conditions whose one guard acts on directions of activations, in the order of the file."""
     found = []
     for name, condition in experiment.conditions.items():
         parts = guards.parts(condition.guard)
@@ -157,7 +156,3 @@ def arms_of(experiment: ExperimentSpec) -> list[Arm]:
             mode = str(options.get("mode", "both")) if guard == rules.FORWARD else ""
             found.append(Arm(name, guard, str(directions), mode, bool(options.get("random", False))))
     return found
-
-
-def _cells(folder: RunFolder, column: Column, conditions: Sequence[str]) -> Sequence[np.ndarray] | None:
-    return paired_cells(column, conditions, folder)

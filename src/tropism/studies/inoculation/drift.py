@@ -1,4 +1,4 @@
-"""Drift: what training changed in the trait, by condition and seed, and whether pressure foretold it."""
+"""Drift: how much of the trait training added, by condition and seed, and whether pressure foretold it."""
 
 import math
 
@@ -8,18 +8,19 @@ from scipy import stats as scipy_stats
 
 from tropism import stats
 from tropism.errors import UsageError
+from tropism.stats import Bounds
 from tropism.stats.estimates import FEWEST_SEEDS
 
 
 def check_runs(runs: pd.DataFrame) -> None:
-    """Raise where columns are missing, a run is there twice, or a drift is not a number."""
+    """Raise where a column is missing, a run is there twice, or a drift is not a finite number."""
     missing = [column for column in ("condition", "seed", "drift") if column not in runs.columns]
     if missing:
         raise UsageError(f"runs: needs the columns condition, seed and drift; lacks {', '.join(missing)}")
     twice = runs[runs.duplicated(["condition", "seed"])]
     if len(twice):
         raise UsageError(
-            f"runs: {twice['condition'].iloc[0]!r} has seed {twice['seed'].iloc[0]} twice; give one row a run"
+            f"runs: {twice['condition'].iloc[0]!r} has seed {twice['seed'].iloc[0]} twice; give one row per run"
         )
     unscored = runs[~np.isfinite(runs["drift"].astype(float))]
     if len(unscored):
@@ -28,16 +29,21 @@ def check_runs(runs: pd.DataFrame) -> None:
 
 
 def shared_seeds(runs: pd.DataFrame, treated: str, baseline: str) -> list[int]:
-    """The seeds that both conditions ran with."""
+    """Return the seeds that both conditions ran with."""
     sides = [set(runs.loc[runs["condition"] == name, "seed"]) for name in (treated, baseline)]
     return sorted(sides[0] & sides[1])
 
 
-def drift_difference(runs: pd.DataFrame, treated: str, baseline: str, column: str = "drift") -> pd.DataFrame:
-    """`treated − baseline` of drift, paired by seed, with an interval over seeds; one row.
+def drift_difference(
+    runs: pd.DataFrame, treated: str, baseline: str, column: str = "drift", bounds: Bounds | None = None
+) -> pd.DataFrame:
+    """Return `treated − baseline` of drift, paired by seed, with an interval over seeds; one row.
 
-    Columns: `contrast, metric, seeds, value, low, high, p, reason`. With under 3 shared seeds there is no interval and
-    `reason` says so. Where all seeds differ by one and the same amount, the interval is that point.
+    Columns: `contrast, metric, seeds, value, low, high, p, reason`. With fewer than 3 shared seeds there is no interval,
+    and `reason` says so. Where all seeds differ by one and the same amount, the interval is that point.
+
+    `bounds` are those of the metric whose change is the drift: both drifts start from the same model, so that their
+    difference is one of two values of the metric.
     """
     contrast = f"{treated} − {baseline}"
     seeds = shared_seeds(runs, treated, baseline)
@@ -47,8 +53,9 @@ def drift_difference(runs: pd.DataFrame, treated: str, baseline: str, column: st
         return pd.DataFrame([empty], columns=names)
     wide = runs.pivot(index="seed", columns="condition", values=column).loc[seeds]
     cells = (wide[treated] - wide[baseline]).to_numpy(dtype=np.float64)[:, None]
-    found = stats.interval(cells)
+    found = stats.interval(cells).within(stats.bounds_of_sum(bounds, (1, -1)))
     low, high = found.low, found.high
+    # No spread between the seeds is the opposite of not knowing.
     if found.seeds >= FEWEST_SEEDS and low is None:
         low = high = found.value
     row = [contrast, column, found.seeds, found.value, low, high, found.p, found.reason]
@@ -56,10 +63,10 @@ def drift_difference(runs: pd.DataFrame, treated: str, baseline: str, column: st
 
 
 def correlation(runs: pd.DataFrame, column: str = "drift") -> pd.DataFrame:
-    """Pearson's (with Fisher's interval) and Spearman's correlation of `pressure` with drift over runs.
+    """Return Pearson's (with Fisher's interval) and Spearman's correlation of `pressure` with drift over runs.
 
-    Columns: `metric, method, runs, r, low, high, p`. Missing where fewer than 4 runs or nothing varies. Runs of one
-    condition are not independent where pressure was measured once a condition: the interval is then too narrow.
+    Columns: `metric, method, runs, r, low, high, p`; missing with fewer than 4 runs, or where nothing varies. Runs of one
+    condition are not independent where pressure was measured once per condition: the interval is then too narrow.
     """
     x, y = runs["pressure"].to_numpy(dtype=float), runs[column].to_numpy(dtype=float)
     rows = []

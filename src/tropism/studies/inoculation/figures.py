@@ -1,7 +1,7 @@
-"""The figures of an inoculation study: each a function of tables alone, drawn in the one style.
+"""The figures of an inoculation study, each drawn from tables alone.
 
-`figure("pressure_by_site", tables)` gives a matplotlib `Figure`; `save_all(tables, folder)` writes those for which
-there are tables, as SVG, PNG and PDF, and returns their captions.
+`figure("pressure_by_site", tables)` returns a matplotlib `Figure`; `save_all(tables, folder)` writes every figure whose
+tables are there, as SVG, PNG and PDF, and returns their captions.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,15 @@ from tropism.errors import UsageError
 from tropism.reports.figures import style
 from tropism.results.section import Figure
 from tropism.results.text import words
-from tropism.studies.inoculation.rules import InoculationStudy
+from tropism.studies.inoculation.rules import Findings
+from tropism.studies.inoculation.tables import reporting_half
 
 
 @dataclass(frozen=True, eq=False)
 class StudyTables:
     """What the figures are drawn from; a figure whose table is None is not drawn."""
 
-    study: InoculationStudy
+    study: Findings
     pressures: pd.DataFrame
     """`condition, chat, site, pressure, cosine, loss`."""
     random: pd.DataFrame
@@ -60,7 +61,7 @@ def _zero(axes: Axes) -> None:
 
 
 def projection_distributions(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(1) Projections on the trait direction, promoting against suppressing chats, at the reported site."""
+    """(1) Draw projections on the trait direction, promoting against suppressing chats, at the reported site."""
     assert tables.projections is not None
     axes = drawn.add_subplot()
     there = tables.projections[tables.projections["site"] == tables.study.site]
@@ -79,7 +80,7 @@ def projection_distributions(drawn: matplotlib.figure.Figure, tables: StudyTable
 
 
 def pressure_by_site(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(2) Pressure and cosine against depth, by condition, with intervals over chats."""
+    """(2) Draw pressure and cosine against depth, by condition, with intervals over chats."""
     for index, metric in enumerate(("pressure", "cosine"), start=1):
         axes = drawn.add_subplot(1, 2, index)
         _zero(axes)
@@ -87,6 +88,7 @@ def pressure_by_site(drawn: matplotlib.figure.Figure, tables: StudyTables) -> No
         for offset, name in enumerate(tables.conditions):
             part = means[means["condition"] == name]
             mark = tables.marks[name]
+            # Conditions side by side, so that their intervals do not cover each other.
             x = part["site"].map(_layer).to_numpy() + 0.12 * (offset - 1)
             value, low, high = (part[column].to_numpy(dtype=float) for column in ("value", "low", "high"))
             axes.errorbar(
@@ -108,21 +110,25 @@ def pressure_by_site(drawn: matplotlib.figure.Figure, tables: StudyTables) -> No
 
 
 def loss_by_condition(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(3) Each chat's response loss, by condition."""
+    """(3) Draw each chat's response loss, by condition."""
     axes = drawn.add_subplot()
     there = tables.pressures[tables.pressures["site"] == tables.study.site]
     groups = [there.loc[there["condition"] == name, "loss"].to_numpy(dtype=float) for name in tables.conditions]
     _violins(axes, groups, tables.conditions, [tables.marks[name].colour for name in tables.conditions])
     for place, group in enumerate(groups, start=1):
         axes.plot(place, group.mean(), marker="_", color=style.INK, markersize=14)
-    style.titles(axes, "", "response loss (nats), one value a chat")
+    style.titles(axes, "", "response loss (nats), one value per chat")
 
 
 def alignment_against_random(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(4) Mean cosine of gradients with random directions (violins) and with the trait's (points), by condition."""
+    """(4) Draw the mean cosine of gradients with random directions (violins) and with the trait's (points), by condition.
+
+    On the reporting half alone: the other half chose the site for its trait direction, so that its points would lie
+    too far from the violins.
+    """
     axes = drawn.add_subplot()
     _zero(axes)
-    there = tables.random[tables.random["site"] == tables.study.site]
+    there = reporting_half(tables.random[tables.random["site"] == tables.study.site])
     kind = str(there["kind"].iloc[0])
     there = there[there["kind"] == kind].groupby(["condition", "draw"])["cosine"].mean().reset_index()
     names = [name for name in tables.conditions if name in set(there["condition"])]
@@ -138,17 +144,17 @@ def alignment_against_random(drawn: matplotlib.figure.Figure, tables: StudyTable
 
 
 def projection_shift(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(5) How far training moved the mean projection on the trait direction, one point a run."""
+    """(5) Draw how far training moved the mean projection on the trait direction, one point per run."""
     _runs(drawn, tables, "projection_shift", "shift of the mean projection")
 
 
 def rate_shift(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(6) How far training moved the trait's rate, one point a run."""
+    """(6) Draw how far training moved the trait's rate, one point per run."""
     _runs(drawn, tables, "drift", "shift of the trait's rate")
 
 
 def pressure_against_drift(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(7) Mean pressure against drift, one point a run."""
+    """(7) Draw mean pressure against drift, one point per run."""
     axes = drawn.add_subplot()
     runs = tables.study.runs
     for name in dict.fromkeys(runs["condition"]):
@@ -170,7 +176,7 @@ def pressure_against_drift(drawn: matplotlib.figure.Figure, tables: StudyTables)
 
 
 def predicted_against_realised(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(8) Pressure of each chat against what one step on it did to its projection."""
+    """(8) Draw the pressure of each chat against what one step on it did to its projection."""
     assert tables.shift is not None
     axes = drawn.add_subplot()
     there = tables.shift[tables.shift["site"] == tables.study.site]
@@ -191,7 +197,7 @@ def predicted_against_realised(drawn: matplotlib.figure.Figure, tables: StudyTab
 
 
 def pressure_over_training(drawn: matplotlib.figure.Figure, tables: StudyTables) -> None:
-    """(9) Pressure on the same held-out chats while the model trains: mean and range of a condition's seeds."""
+    """(9) Draw pressure on the same held-out chats while the model trains: mean and range of a condition's seeds."""
     assert tables.steps is not None
     axes = drawn.add_subplot()
     _zero(axes)
@@ -214,7 +220,8 @@ def _violins(axes: Axes, groups: Sequence[Any], names: Sequence[str], colours: S
         for body, colour in zip(bodies, colours, strict=True):
             body.set_facecolor(colour)
             body.set_alpha(0.35)
-    else:  # a density needs values that differ
+    else:
+        # A density needs values that differ.
         for place, (group, colour) in enumerate(zip(groups, colours, strict=True), start=1):
             axes.plot(np.full(len(group), place), group, linestyle="none", marker="o", markersize=3, color=colour)
     axes.set_xticks(range(1, len(names) + 1), [words(name) for name in names])
@@ -240,11 +247,13 @@ def _runs(drawn: matplotlib.figure.Figure, tables: StudyTables, column: str, lab
         axes.plot([place - 0.25, place + 0.25], [values.mean()] * 2, color=style.INK, linewidth=1.2)
     axes.set_xticks(range(1, len(names) + 1), [words(str(name)) for name in names])
     axes.set_xlim(0.5, len(names) + 0.5)
-    style.titles(axes, "", f"{label}, one point a run")
+    style.titles(axes, "", f"{label}, one point per run")
 
 
 @dataclass(frozen=True)
 class _Panel:
+    """A figure: how it is drawn, its size in inches, its caption, and whether its tables are there."""
+
     draw: Callable[[matplotlib.figure.Figure, StudyTables], None]
     size: tuple[float, float]
     caption: str
@@ -265,22 +274,22 @@ FIGURES: dict[str, _Panel] = {
     "alignment_against_random": _Panel(
         alignment_against_random,
         (4.6, 3.4),
-        "Alignment with the trait direction (points) and with random directions (violins)",
+        "Alignment with the trait direction (points) and with random directions (violins), on the reporting half",
     ),
     "projection_shift": _Panel(
         projection_shift,
         (4.6, 3.2),
-        "Shift of the mean projection in training, one point a run",
+        "Shift of the mean projection in training, one point per run",
         lambda tables: "projection_shift" in tables.study.runs.columns,
     ),
-    "rate_shift": _Panel(rate_shift, (4.6, 3.2), "Shift of the trait's rate in training, one point a run"),
+    "rate_shift": _Panel(rate_shift, (4.6, 3.2), "Shift of the trait's rate in training, one point per run"),
     "pressure_against_drift": _Panel(
-        pressure_against_drift, (4.6, 3.4), "Pressure before training against drift after, one point a run"
+        pressure_against_drift, (4.6, 3.4), "Pressure before training against drift after, one point per run"
     ),
     "predicted_against_realised": _Panel(
         predicted_against_realised,
         (4.2, 3.4),
-        "Predicted against realised shift of the projection, one step a chat",
+        "Predicted against realised shift of the projection, one step per chat",
         lambda tables: tables.shift is not None and len(tables.shift) > 0,
     ),
     "pressure_over_training": _Panel(
@@ -294,7 +303,7 @@ FIGURES: dict[str, _Panel] = {
 
 
 def figure(name: str, tables: StudyTables) -> matplotlib.figure.Figure:
-    """One figure; raises `UsageError` for a name that is none, or where its table is missing."""
+    """Return one figure; raise `UsageError` for an unknown name, or where the figure's table is missing."""
     if name not in FIGURES:
         raise UsageError(f"figure: name must be one of {', '.join(FIGURES)}, found {name!r}")
     panel = FIGURES[name]
@@ -306,7 +315,7 @@ def figure(name: str, tables: StudyTables) -> matplotlib.figure.Figure:
 
 
 def save_all(tables: StudyTables, folder: Path) -> list[Figure]:
-    """Write every figure whose tables are there into `folder`; what was written, with captions."""
+    """Write every figure whose tables are there into `folder`; return what was written, with captions."""
     written = []
     for name, panel in FIGURES.items():
         if panel.there(tables):

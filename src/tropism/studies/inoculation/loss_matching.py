@@ -1,6 +1,6 @@
 """The effect at equal loss, two ways: within bins of loss, and by analysis of covariance.
 
-A prompt that makes the response likelier lowers the loss, and with it every gradient. What is left at equal loss is
+A prompt that makes the response likelier lowers the loss, and with it every gradient. What remains at equal loss is
 what the prompt does to the gradient's direction.
 """
 
@@ -19,13 +19,14 @@ FEWEST_IN_BIN = 5
 
 
 def by_bins(table: pd.DataFrame, treated: str, baseline: str, bins: int = 8) -> pd.DataFrame:
-    """Mean over bins of loss of the difference within the bin, weighted by the smaller side's count; one row.
+    """Average the difference within bins of loss, weighted by the smaller side's count; one row.
 
     Bins are quantiles of both conditions' losses together. `overlap` is the share of chats in bins that hold enough of
-    both; where it is 0 nothing can be matched, and value and interval are missing. Chats count as independent, so
-    that the interval is wider than a paired one.
+    both; where it is 0 nothing can be matched, and value and interval are missing. Chats count as independent, so the
+    interval is wider than a paired one.
     """
     two = table[table["condition"].isin([treated, baseline])]
+    # Equal losses give equal quantiles; bins of no width are merged.
     edges = np.unique(np.quantile(two["loss"], np.linspace(0, 1, bins + 1)))
     place = np.clip(np.searchsorted(edges, two["loss"], side="right") - 1, 0, max(len(edges) - 2, 0))
     value = weight_sum = variance = used = 0.0
@@ -50,7 +51,7 @@ def by_bins(table: pd.DataFrame, treated: str, baseline: str, bins: int = 8) -> 
 
 
 def by_ancova(table: pd.DataFrame, treated: str, baseline: str) -> pd.DataFrame:
-    """The coefficient of the condition in `pressure ~ condition + loss + log‖g‖`, errors clustered by chat; one row.
+    """Estimate the condition's coefficient in `pressure ~ condition + loss + log‖g‖`, errors clustered by chat; one row.
 
     `overlap` is the share of chats whose loss lies within the range that both conditions reach: below 1 the regression
     extrapolates for the rest.
@@ -58,10 +59,10 @@ def by_ancova(table: pd.DataFrame, treated: str, baseline: str) -> pd.DataFrame:
     two = table[table["condition"].isin([treated, baseline]) & (table["gradient_norm"] > 0)].copy()
     two["treated"] = (two["condition"] == treated).astype(float)
     two["log_norm"] = np.log(two["gradient_norm"])
+    # The same chat is in both conditions, so its two errors go together.
     groups = pd.factorize(two["chat"])[0]
     with warnings.catch_warnings():
-        # A covariate that does not vary is legitimate input; the pseudo-inverse leaves the condition's coefficient
-        # whole.
+        # A covariate that does not vary is legitimate; the pseudo-inverse leaves the condition's coefficient intact.
         warnings.simplefilter("ignore")
         fit = smf.ols("pressure ~ treated + loss + log_norm", two).fit(
             cov_type="cluster", cov_kwds={"groups": groups}, use_t=True

@@ -1,9 +1,9 @@
 """Does an inoculation prompt turn gradients away from a trait, or only lower the loss? A verdict by rule, from tables.
 
 The rule, in the order in which it is asked (`i` inoculation, `n` neutral, `p` placebo; pressure at the chosen site,
-on the half of the chats that did not choose it; an interval is the 95 % interval of a paired difference):
+on the half of the chats that did not choose it; intervals are 95 % intervals of paired differences):
 
-1. Under three seeds shared by `i` and `n`, drift has no interval: **undecided**.
+1. With fewer than three seeds shared by `i` and `n`, drift has no interval: **undecided**.
 2. Pressure of `i` is below `n` and below `p`, both intervals below 0, and at most 5 % of random directions drop as
    much: else **not supported**.
 3. At equal loss (ANCOVA) the drop `i − n` still has its interval below 0. If not: **loss-mediated** where the
@@ -16,14 +16,15 @@ called anything but not supported.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from tropism.errors import UsageError
-from tropism.results.section import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from tropism.results.rules import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from tropism.stats import Bounds, Estimate
 from tropism.stats.estimates import FEWEST_SEEDS
 from tropism.stats.random_controls import control_difference, random_p_values
 from tropism.studies.inoculation.drift import check_runs, correlation, drift_difference
@@ -34,6 +35,7 @@ from tropism.studies.inoculation.tables import (
     check_pressures,
     halves,
     paired_differences,
+    reporting_half,
     select_site,
     site_means,
 )
@@ -62,12 +64,13 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
+        """The reason as a sentence of its own."""
         return f"{self.because[:1].upper()}{self.because[1:]}."
 
 
 @dataclass(frozen=True, eq=False)
-class InoculationStudy:
-    """One study; `differences`, `matched` and `controls` are of the reporting half, `selection` of the other."""
+class Findings:
+    """Everything a study found; `differences`, `matched` and `controls` are of the reporting half, `selection` of the other."""
 
     site: str
     conditions: tuple[str, str, str]
@@ -94,16 +97,18 @@ def analyse(
     placebo: str = "placebo",
     site: str | None = None,
     seed: int = 0,
-) -> InoculationStudy:
-    """Every table of the study and its verdict.
+    bounds: Bounds | None = None,
+) -> Findings:
+    """Return every table of the study and its verdict.
 
     Args:
         pressures: `tp.pressure`'s columns and `condition`; the same chats in each condition.
         random: `random_pressure`'s columns (with `groups=halves(cache.chats, seed)`) and `condition`.
-        runs: one row a run: `condition, seed, drift` (the trait's rate after minus before training); optionally
+        runs: one row per run: `condition, seed, drift` (the trait's rate after minus before training); optionally
             `pressure` (the run's own mean; by default its condition's) and `projection_shift`.
         site: report at this site, chosen beforehand; by default the one that the selecting half chooses.
         seed: of the split.
+        bounds: the least and the largest value of the trait's metric, (0, 1) for a rate.
 
     Raises:
         UsageError, DataError: a column, a condition, a chat or a control is missing.
@@ -123,36 +128,38 @@ def analyse(
     differences = pd.concat([paired_differences(report, *pair) for pair in pairs], ignore_index=True)
     controls = _controls(random, chosen, pairs)
     at_site = report[report["site"] == chosen]
-    matched = pd.concat(
-        [method(at_site, *pair) for pair in pairs for method in (by_ancova, by_bins)], ignore_index=True
-    )
+    matchings = []
+    for pair in pairs:
+        matchings += [by_ancova(at_site, *pair), by_bins(at_site, *pair)]
+    matched = pd.concat(matchings, ignore_index=True)
     runs = _with_pressure(runs, at_site)
-    metrics = [name for name in ("drift", "projection_shift") if name in runs.columns]
-    drift = pd.concat([drift_difference(runs, *pair, name) for name in metrics for pair in pairs], ignore_index=True)
+    # A projection has no bounds, and a study without shifts has only the drift.
+    metrics = {"drift": bounds} | ({"projection_shift": None} if "projection_shift" in runs.columns else {})
+    drifts = []
+    for name, limits in metrics.items():
+        for treated, baseline in pairs:
+            drifts.append(drift_difference(runs, treated, baseline, name, limits))
+    drift = pd.concat(drifts, ignore_index=True)
     correlations = pd.concat([correlation(runs, name) for name in metrics], ignore_index=True)
     means = site_means(report)
-    verdict = _verdict(chosen, conditions, differences, controls, matched, drift, correlations)
-    caveats = _caveats(chosen, conditions, means, matched, runs, correlations, fixed=site is not None)
-    return InoculationStudy(
-        chosen,
-        conditions,
-        means,
-        selection,
-        differences,
-        controls,
-        matched,
-        drift,
-        correlations,
-        runs,
-        verdict,
-        caveats,
+    return Findings(
+        site=chosen,
+        conditions=conditions,
+        means=means,
+        selection=selection,
+        differences=differences,
+        controls=controls,
+        matched=matched,
+        drift=drift,
+        correlations=correlations,
+        runs=runs,
+        verdict=_verdict(chosen, conditions, differences, controls, matched, drift, correlations),
+        caveats=_caveats(chosen, conditions, means, matched, runs, correlations, fixed=site is not None),
     )
 
 
-def _controls(random: pd.DataFrame, site: str, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    there = random[random["site"] == site]
-    if "group" in there.columns:
-        there = there[there["group"] == REPORT]
+def _controls(random: pd.DataFrame, site: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    there = reporting_half(random[random["site"] == site])
     if there.empty:
         raise UsageError(f"random controls: have no rows at {site} on the reporting half; measure them at every site")
     tables = []
@@ -163,6 +170,7 @@ def _controls(random: pd.DataFrame, site: str, pairs: list[tuple[str, str]]) -> 
 
 
 def _with_pressure(runs: pd.DataFrame, at_site: pd.DataFrame) -> pd.DataFrame:
+    """Give each run its condition's mean pressure, unless runs have their own."""
     if "pressure" in runs.columns:
         return runs
     means = at_site.groupby("condition")["pressure"].mean()
@@ -172,11 +180,13 @@ def _with_pressure(runs: pd.DataFrame, at_site: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(pressure=runs["condition"].map(means).astype(float))
 
 
-def _row(table: pd.DataFrame, **where: str) -> Any:
-    chosen = table
-    for column, value in where.items():
-        chosen = chosen[chosen[column] == value]
-    return next(chosen.itertuples())
+@dataclass(frozen=True)
+class _Step:
+    """One question of the rule; the study ends here unless it holds."""
+
+    holds: bool
+    otherwise: str
+    because: str
 
 
 def _verdict(
@@ -190,62 +200,68 @@ def _verdict(
 ) -> Verdict:
     neutral, inoculation, placebo = conditions
     to_neutral, to_placebo = f"{inoculation} − {neutral}", f"{inoculation} − {placebo}"
-    raw, beside_placebo = (_row(differences, site=site, contrast=contrast) for contrast in (to_neutral, to_placebo))
+    raw_row = _row(differences, site=site, contrast=to_neutral)
+    drift_row = _row(drift, contrast=to_neutral, metric="drift")
+    raw, drifted = _estimate(raw_row), _estimate(drift_row)
+    beside_placebo = _estimate(_row(differences, site=site, contrast=to_placebo))
+    of_placebo = _estimate(_row(differences, site=site, contrast=f"{placebo} − {neutral}"))
+    equal_loss = _estimate(_row(matched, contrast=to_neutral, method="ancova"))
+    # The larger of the p-values over kinds of random directions: the drop must beat each.
     random_p = float(controls.loc[controls["contrast"] == to_neutral, "p"].max())
-    at_equal_loss = _row(matched, contrast=to_neutral, method="ancova")
-    drifted = _row(drift, contrast=to_neutral, metric="drift")
     r = float(_row(correlations, metric="drift", method="pearson").r)
+    seeds = int(drift_row.seeds)
+
+    drop = (
+        f"at {site} pressure moved by {_said(raw)} against {neutral} and by {_said(beside_placebo)} against {placebo}"
+    )
+    held = f"{drop}, at equal loss by {_said(equal_loss)}, and random directions do not (p = {random_p:.3f})"
+    # At equal loss the drop may be gone, or only too uncertain to be seen.
+    vanished = abs(equal_loss.value) < abs(raw.value) / 2 or equal_loss.value > 0
+    if vanished:
+        gone = _Step(
+            equal_loss.lies_below(0), LOSS_MEDIATED,
+            f"{drop}, but at equal loss by {_said(equal_loss)}: the difference vanishes",
+        )  # fmt: skip
+    else:
+        gone = _Step(
+            equal_loss.lies_below(0), NOT_SUPPORTED,
+            f"{drop}, and at equal loss by {_said(equal_loss)}: too imprecise to exclude the loss",
+        )  # fmt: skip
+    steps = [
+        _Step(
+            seeds >= FEWEST_SEEDS, UNDECIDED,
+            f"the verdict cannot be given: drift needs an interval over seeds, that needs {FEWEST_SEEDS} seeds "
+            f"shared by {inoculation} and {neutral}, and there are {seeds} ({drop})",
+        ),
+        _Step(raw.lies_below(0), NOT_SUPPORTED, f"{drop}: it is not below {neutral}"),
+        _Step(
+            beside_placebo.lies_below(0), NOT_SUPPORTED,
+            f"{drop}: {placebo} itself moves it by {_said(of_placebo)}, so the trait's name is not what does",
+        ),
+        _Step(
+            random_p <= LEVEL, NOT_SUPPORTED, f"{drop}, but random directions drop as much (p = {random_p:.3f})"
+        ),
+        gone,
+        _Step(
+            drifted.lies_below(0), DIFFERENT_MECHANISM,
+            f"{held}; but drift moved by {_said(drifted)}: it does not fall with the pressure",
+        ),
+        _Step(
+            r > 0, NOT_SUPPORTED,
+            f"{held}; drift moved by {_said(drifted)}, but over runs it does not go with pressure (r = {r:.2f})",
+        ),
+    ]  # fmt: skip
     numbers = {
-        "site": site, "seeds": int(drifted.seeds), "chats": int(raw.n),
-        "pressure_vs_neutral": _triple(raw), "pressure_vs_placebo": _triple(beside_placebo), "random_p": random_p,
-        "pressure_vs_neutral_at_equal_loss": _triple(at_equal_loss), "drift_vs_neutral": _triple(drifted),
+        "site": site, "seeds": seeds, "chats": int(raw_row.n),
+        "pressure_vs_neutral": _numbers(raw), "pressure_vs_placebo": _numbers(beside_placebo), "random_p": random_p,
+        "pressure_vs_neutral_at_equal_loss": _numbers(equal_loss), "drift_vs_neutral": _numbers(drifted),
         "pressure_drift_r": None if math.isnan(r) else r,
     }  # fmt: skip
-    drop = (
-        f"at {site} pressure moved by {_shown(raw)} against {neutral} and by {_shown(beside_placebo)} against {placebo}"
-    )
-
-    def say(outcome: str, because: str) -> Verdict:
-        return Verdict(outcome, because, numbers)
-
-    if drifted.seeds < FEWEST_SEEDS:
-        return say(
-            UNDECIDED,
-            f"the verdict cannot be given: drift needs an interval over seeds, that needs {FEWEST_SEEDS} seeds "
-            f"shared by {inoculation} and {neutral}, and there are {drifted.seeds} ({drop})",
-        )
-    if not raw.high < 0:
-        return say(NOT_SUPPORTED, f"{drop}: it is not below {neutral}")
-    if not beside_placebo.high < 0:
-        share = _row(differences, site=site, contrast=f"{placebo} − {neutral}")
-        return say(
-            NOT_SUPPORTED,
-            f"{drop}: {placebo} itself moves it by {_shown(share)}, so the trait's name is not what does",
-        )
-    if random_p > LEVEL:
-        return say(NOT_SUPPORTED, f"{drop}, but random directions drop as much (p = {random_p:.3f})")
-    if not at_equal_loss.high < 0:
-        if abs(at_equal_loss.value) < abs(raw.value) / 2 or at_equal_loss.value > 0:
-            return say(
-                LOSS_MEDIATED,
-                f"{drop}, but at equal loss by {_shown(at_equal_loss)}: the difference vanishes",
-            )
-        return say(
-            NOT_SUPPORTED,
-            f"{drop}, and at equal loss by {_shown(at_equal_loss)}: too imprecise to exclude the loss",
-        )
-    held = f"{drop}, at equal loss by {_shown(at_equal_loss)}, and random directions do not (p = {random_p:.3f})"
-    if not drifted.high < 0:
-        return say(
-            DIFFERENT_MECHANISM,
-            f"{held}; but drift moved by {_shown(drifted)}: it does not fall with the pressure",
-        )
-    if not r > 0:
-        return say(
-            NOT_SUPPORTED,
-            f"{held}; drift moved by {_shown(drifted)}, but over runs it does not go with pressure (r = {r:.2f})",
-        )
-    return say(SUPPORTED, f"{held}; drift moved by {_shown(drifted)} and goes with pressure over runs (r = {r:.2f})")
+    for step in steps:
+        if not step.holds:
+            return Verdict(step.otherwise, step.because, numbers)
+    because = f"{held}; drift moved by {_said(drifted)} and goes with pressure over runs (r = {r:.2f})"
+    return Verdict(SUPPORTED, because, numbers)
 
 
 def _caveats(
@@ -265,6 +281,7 @@ def _caveats(
     ]
     loss = means[(means["site"] == site) & (means["metric"] == "loss")].set_index("condition")["value"]
     gap, room = abs(loss[placebo] - loss[inoculation]), abs(loss[neutral] - loss[inoculation])
+    # A placebo that makes up three quarters of the distance in loss is called matched.
     matched_well = gap <= room / 4
     notes.append(
         f"Mean loss: {neutral} {loss[neutral]:.3f}, {inoculation} {loss[inoculation]:.3f}, {placebo} "
@@ -279,7 +296,7 @@ def _caveats(
         )
     if runs.groupby("condition")["pressure"].nunique().max() == 1:
         notes.append(
-            "Pressure was measured once a condition, so its correlation with drift has "
+            "Pressure was measured once per condition, so its correlation with drift has "
             f"{runs['condition'].nunique()} independent points, not {len(runs)}; its interval is too narrow."
         )
     if correlations["r"].isna().any():
@@ -287,13 +304,29 @@ def _caveats(
     return tuple(notes)
 
 
-def _triple(row: Any) -> dict[str, float | None]:
-    return {
-        name: None if pd.isna(getattr(row, name)) else float(getattr(row, name)) for name in ("value", "low", "high")
-    }
+def _row(table: pd.DataFrame, **where: str) -> Any:
+    chosen = table
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    return next(chosen.itertuples())
 
 
-def _shown(row: Any) -> str:
-    if pd.isna(row.low):
-        return f"{row.value:.3g} (no interval)"
-    return f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]"
+def _estimate(row: Any) -> Estimate:
+    """A row with `value`, `low` and `high` as an estimate; what the rule does not ask for is left empty."""
+    low, high = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
+    return Estimate(float(row.value), low, high, "", "", None, 0, 0)
+
+
+def _numbers(estimate: Estimate) -> dict[str, float | None]:
+    """Without NaN, which JSON does not have: a drift is unknown where no seed is shared."""
+    found = {}
+    for name, number in estimate.as_dict().items():
+        found[name] = None if number is None or math.isnan(number) else number
+    return found
+
+
+def _said(estimate: Estimate) -> str:
+    """Three significant digits, because the scale of a pressure is the model's own."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3g} (no interval)"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"

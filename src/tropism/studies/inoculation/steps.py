@@ -1,4 +1,4 @@
-"""Writes `pressure.jsonl`: pressure on the same held-out chats before the first step of a training and every N after."""
+"""Pressure while a model trains: written to `pressure.jsonl` before the first step and after every N, on the same chats."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tropism.errors import DataError, RunFailed
 from tropism.probes.training_pressure import PressureLog
-from tropism.studies.inoculation.folder import plain
+from tropism.studies.inoculation.tables import plain
 
 
 class PressureSteps(TrainerCallback):
-    """A `PressureLog` at work in a Trainer; a gradient that is not finite fails the run."""
+    """Runs a `PressureLog` inside a Trainer; a gradient that is not finite fails the run."""
 
     def __init__(self, log: PressureLog, file: Path) -> None:
         self._log, self._file = log, file
@@ -34,7 +34,7 @@ class PressureSteps(TrainerCallback):
         try:
             readings = self._log.measure(model, step)
         except DataError as error:
-            # The chats were rendered and measured before: what is wrong now is the model.
+            # The chats were rendered and measured before training, so it is the model that went wrong.
             raise RunFailed(f"pressure at step {step}: {error}") from None
         row = {"step": step, **{name: plain(value) for name, value in readings.items()}}
         with self._file.open("a", encoding="utf-8") as file:

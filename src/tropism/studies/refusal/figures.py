@@ -11,9 +11,13 @@ COLUMNS = ("measure", "condition", "value", "low", "high")
 
 
 def draw(table: pd.DataFrame, start: str, folder: Path, name: str) -> str:
-    """One panel a measure, conditions down, 0 the attack alone: `measure, condition, value, low, high`; the SVG.
+    """Draw one panel per measure, conditions downwards, 0 the attack alone; return the SVG.
 
-    `low` and `high` are NaN where there is no interval. `start` is the condition before the attack: all that could be kept.
+    Args:
+        table: `measure, condition, value, low, high`; the last two are NaN where there is no interval.
+        start: the condition before the attack, whose row shows all that could be kept.
+        folder: where SVG, PNG and PDF go.
+        name: the figure's file name without extension.
     """
     style.check(table, COLUMNS, name)
     conditions = list(dict.fromkeys(table["condition"]))

@@ -21,12 +21,15 @@ from tropism.experiments.analyses import Analysis, Study
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.interventions.weights import adapter_norm
-from tropism.results.folder import Run, RunFolder, load
+from tropism.results.folder import ExperimentFolder, Run, load
 from tropism.results.section import Figure, Section
-from tropism.studies.refusal import figures as figure
-from tropism.studies.refusal.rules import START, Arms, Tables, analyse, kept
+from tropism.studies.checks import check_conditions, check_metrics, shared_bounds
+from tropism.studies.refusal import figures
+from tropism.studies.refusal.rules import START, Arms, Tables
+from tropism.studies.refusal.section import analyse, kept
 
 READINGS = "guard/update_constraint/"
+LEDGER = ["condition", "seed", "step", "leak_before", "leak_after", "leak_cumulative", "share_removed", "cosine"]
 SHARES = "refusal_shares.json"
 FIGURE = "refusal-kept"
 
@@ -35,8 +38,8 @@ class RefusalStudy(Analysis):
     """`analyses: {refusal: {...}}`: does refusal survive the attack, and what did each guard let through?
 
     The file's `start_from` adapter teaches the refusal; `constraint`, `published` and `controls` name conditions,
-    `refusal` and `over_refusal` metrics (with the one evaluation set that each is taken on). Before training, the data
-    are refused where a question of one set is in another, and the share of refusals in them is counted. See
+    `refusal` and `over_refusal` metrics (with the one evaluation set that each is taken on). Before training, the study
+    stops where a question of one set is in another, and counts the share of refusals in the training data. See
     `tropism.studies.refusal.rules` for the rules.
     """
 
@@ -51,19 +54,17 @@ class RefusalStudy(Analysis):
     over_refusal: str = "over_refusal"
     """The metric of refusals of harmless questions."""
     refusal_loss: str | None = None
-    """A metric of refusing responses' loss, on one evaluation set; it still tells where no condition refuses any more."""
+    """A metric of refusing responses' loss, on one evaluation set: it still tells once no condition refuses any more."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How much refusal may be lost, or over-refusal gained, and still count as none."""
 
     def check(self, experiment: ExperimentSpec) -> None:
         if experiment.start_from is None:
             raise SpecError("a refusal study needs 'start_from': the adapter that taught the refusal")
-        for option in (self.constraint, self.published, *self.controls):
-            if option not in experiment.conditions:
-                raise SpecError(f"no condition is called {option!r}; defined are {', '.join(experiment.conditions)}")
-        for metric in (self.refusal, self.over_refusal, *([self.refusal_loss] if self.refusal_loss else [])):
-            if metric not in experiment.measure:
-                raise SpecError(f"no metric is called {metric!r}; defined are {', '.join(experiment.measure)}")
+        check_conditions(experiment, (self.constraint, self.published, *self.controls))
+        metrics = [self.refusal, self.over_refusal, *([self.refusal_loss] if self.refusal_loss else [])]
+        check_metrics(experiment, metrics)
+        for metric in metrics:
             if len(on := experiment.measure[metric].on) != 1:
                 raise SpecError(f"the metric {metric!r} must be taken on one evaluation set, found {', '.join(on)}")
         if "update_constraint" not in dict(guards.parts(experiment.conditions[self.constraint].guard)):
@@ -78,10 +79,12 @@ class RefusalStudy(Analysis):
             **{name: e.data[name] for name in (self._on(e, self.refusal), self._on(e, self.over_refusal))},
         }
         sets = {name: _unprompted(spec, e.seeds[0]) for name, spec in specs.items()}
+        # A question that was taught or attacked on and then asked measures memory, not refusal.
         for one, other in combinations(sets, 2):
             check_disjoint(sets[one], sets[other], (one, other))
         taught = {name: sets[name] for name in list(sets)[:2]}
-        if self.refusal_loss:  # its questions may be those that are asked, and none that was trained on
+        if self.refusal_loss:
+            # Its questions may be those that are asked, but none that was trained on.
             name = self._on(e, self.refusal_loss)
             declined = _unprompted(e.data[name], e.seeds[0])
             for training, examples in taught.items():
@@ -92,13 +95,13 @@ class RefusalStudy(Analysis):
         write_text(study.folder / SHARES, json.dumps(shares, indent=1))
 
     def summarise(self, study: Study, results: pd.DataFrame) -> Section:
-        e, folder = study.experiment, load(study.folder)
-        tables = self._tables(e, folder)
+        e = study.experiment
+        tables = self._tables(e, load(study.folder))
         arms = Arms(e.baseline, self.constraint, tuple(self.controls), self.published)
         section = analyse(tables, arms, self.margin)
         gains = kept(tables, arms)
         if not gains.empty:
-            figure.draw(gains, START, study.folder / "figures", FIGURE)
+            figures.draw(gains, START, study.folder / "figures", FIGURE)
             caption = "What each condition keeps of refusing, over the attack alone, paired by seed and prompt"
             section = replace(section, figures=[Figure(FIGURE, caption)], lead=FIGURE)
         shares = json.loads((study.folder / SHARES).read_text(encoding="utf-8"))
@@ -106,45 +109,37 @@ class RefusalStudy(Analysis):
         said = f"First answers that refuse, by keyword, in the training data: {note}."
         return replace(section, notes=[*section.notes, said])
 
-    def _tables(self, e: ExperimentSpec, folder: RunFolder) -> Tables:
-        exact = {
-            name: options.get("when", "update") == "update" and options.get("mode", "equality") != "soft"
-            for name, condition in e.conditions.items()
-            for guard, options in guards.parts(condition.guard) if guard == "update_constraint"
-        }  # fmt: skip
-        trained = [run for run in folder.finished if run.condition != START]
-        ledger = pd.DataFrame(
-            [row for run in trained if run.condition in exact for row in _ledger(run)],
-            columns=[
-                "condition",
-                "seed",
-                "step",
-                "leak_before",
-                "leak_after",
-                "leak_cumulative",
-                "share_removed",
-                "cosine",
-            ],
+    def _tables(self, e: ExperimentSpec, folder: ExperimentFolder) -> Tables:
+        exact = {}
+        for name, condition in e.conditions.items():
+            for guard, options in guards.parts(condition.guard):
+                if guard == "update_constraint":
+                    # The published rule projects the gradient alone, and a soft constraint only penalises.
+                    held = options.get("when", "update") == "update"
+                    exact[name] = held and options.get("mode", "equality") != "soft"
+        ledger, learned = [], []
+        for run in folder.finished:
+            if run.condition in exact:
+                ledger += list(_ledger(run))
+            # Routing saves two adapters, neither of which alone is what was learned; the start has none.
+            if run.condition != START and _is_adapter(run.path / "adapter"):
+                learned.append((run.condition, run.seed, adapter_norm(run.path / "adapter")))
+        leaked = {}
+        for run in folder.runs:
+            if run.error.startswith("LeakExceeded"):
+                leaked[f"{run.condition}, seed {run.seed}"] = run.error
+        return Tables(
+            refusal=self._scores(e, folder, self.refusal),
+            over_refusal=self._scores(e, folder, self.over_refusal),
+            ledger=pd.DataFrame(ledger, columns=LEDGER),
+            learned=pd.DataFrame(learned, columns=["condition", "seed", "norm"]),
+            exact=exact,
+            leaked=leaked,
+            loss=self._scores(e, folder, self.refusal_loss) if self.refusal_loss else None,
+            bounds=shared_bounds(e, (self.refusal, self.over_refusal)),
         )
-        # routing saves two adapters, neither of which is what was learned alone
-        learned = pd.DataFrame(
-            [
-                (run.condition, run.seed, adapter_norm(run.path / "adapter"))
-                for run in trained
-                if _is_adapter(run.path / "adapter")
-            ],
-            columns=["condition", "seed", "norm"],
-        )
-        leaked = {
-            f"{run.condition}, seed {run.seed}": run.error
-            for run in folder.runs
-            if run.error.startswith("LeakExceeded")
-        }
-        refusal, over = (self._scores(e, folder, metric) for metric in (self.refusal, self.over_refusal))
-        loss = self._scores(e, folder, self.refusal_loss) if self.refusal_loss else None
-        return Tables(refusal, over, ledger, learned, exact, leaked, loss)
 
-    def _scores(self, e: ExperimentSpec, folder: RunFolder, metric: str) -> pd.DataFrame:
+    def _scores(self, e: ExperimentSpec, folder: ExperimentFolder, metric: str) -> pd.DataFrame:
         scores = folder.scores
         chosen = (scores["metric"] == metric) & (scores["eval_set"] == self._on(e, metric)) & (scores["mode"] == "full")
         return scores.loc[chosen, ["condition", "seed", "id", "value"]]
@@ -155,6 +150,7 @@ class RefusalStudy(Analysis):
 
 
 def _ledger(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the ledger's readings, one row per training step that has them."""
     for row in run.training():
         readings = {key.removeprefix(READINGS): value for key, value in row.items() if key.startswith(READINGS)}
         if readings:
@@ -166,7 +162,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _unprompted(spec: DataSpec, seed: int) -> list[Example]:
-    """The set without a system prompt, so that its first message is the question."""
+    """Load the set without a system prompt, so that its first message is the question."""
     return prepare.load_data(spec.model_copy(update={"system_prompt": None}), seed)
 
 

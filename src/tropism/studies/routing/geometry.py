@@ -1,6 +1,6 @@
-"""How two LoRA adapters lie to each other in weight space, always beside what two random adapters would show.
+"""How two LoRA adapters relate in weight space, always beside what two random adapters would show.
 
-Nothing of the size of a weight is built: `ΔW = s·B·A` is handled by its factors.
+Nothing of the size of a weight is ever built: `ΔW = s·B·A` is handled through its factors.
 """
 
 import math
@@ -31,7 +31,8 @@ class Factored:
 
     @classmethod
     def of(cls, B: Float[Tensor, "d_out k"], A: Float[Tensor, "k d_in"], scale: float = 1.0) -> "Factored":
-        """From LoRA's factors; `r ≤ k` is the rank of the product, 0 where it is zero."""
+        """Factor LoRA's `scale·B·A`; `r ≤ k` is the rank of the product, 0 where it is zero."""
+        # QR of both factors leaves a k × k core to decompose: B·A = Qb·(Rb·Raᵀ)·Qaᵀ.
         Qb, Rb = torch.linalg.qr(B.detach().cpu().double())
         Qa, Ra = torch.linalg.qr(A.detach().cpu().double().T)
         U, S, V = torch.linalg.svd(scale * (Rb @ Ra.T))
@@ -46,7 +47,7 @@ class Factored:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of two adapters at one weight: `cosine = ⟨ΔW₁, ΔW₂⟩ / ‖ΔW₁‖‖ΔW₂‖`, and cosines of principal angles.
+    """Two adapters at one weight: `cosine = ⟨ΔW₁, ΔW₂⟩ / ‖ΔW₁‖‖ΔW₂‖`, and cosines of principal angles.
 
     `rows` (input directions) and `columns` (output directions): cosines of the principal angles, descending, as many as
     the smaller rank. NaN and empty where an adapter is zero there.
@@ -58,7 +59,8 @@ class Overlap:
 
 
 def overlap(first: Factored, second: Factored) -> Overlap:
-    """The overlap of two factored weights of one shape."""
+    """Return the overlap of two factored weights of one shape."""
+    # ⟨U₁S₁V₁, U₂S₂V₂⟩ = Σ_ij s_i s_j (V₁V₂ᵀ)_ij (U₁ᵀU₂)_ij, from the r₁ × r₂ products alone.
     across_rows, across_columns = first.V @ second.V.T, first.U.T @ second.U
     inner = (first.S[:, None] * across_rows * second.S * across_columns).sum()
     norms = first.norm * second.norm
@@ -72,19 +74,17 @@ def overlap(first: Factored, second: Factored) -> Overlap:
 def random_overlaps(
     d_out: int, d_in: int, ranks: tuple[int, int], draws: int, generator: torch.Generator
 ) -> pd.DataFrame:
-    """The null: `cosine`, `row_overlap`, `column_overlap` of `draws` pairs of Gaussian adapters of these ranks.
+    """Draw the null: `cosine`, `row_overlap`, `column_overlap` of `draws` pairs of Gaussian adapters of these ranks.
 
-    Norms drop out of all three. The cosine has mean 0 and standard deviation `1/√(d_in·d_out)`, whatever the spectra.
+    Norms cancel in all three. The cosine has mean 0 and standard deviation `1/√(d_in·d_out)`, whatever the spectra.
     """
     rows = []
     for _ in range(draws):
-        pair = [
-            Factored.of(
-                torch.randn(d_out, r, generator=generator, dtype=torch.float64),
-                torch.randn(r, d_in, generator=generator, dtype=torch.float64),
-            )
-            for r in ranks
-        ]
+        pair = []
+        for r in ranks:
+            B = torch.randn(d_out, r, generator=generator, dtype=torch.float64)
+            A = torch.randn(r, d_in, generator=generator, dtype=torch.float64)
+            pair.append(Factored.of(B, A))
         found = overlap(*pair)
         rows.append((found.cosine, float(found.rows.mean()), float(found.columns.mean())))
     return pd.DataFrame(rows, columns=["cosine", "row_overlap", "column_overlap"])
@@ -93,14 +93,12 @@ def random_overlaps(
 def lora_geometry(
     model: nn.Module, *, retain: str = "retain", forget: str = "forget", draws: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Per weight that both adapters change: cosine of the two ΔW, overlap of their spaces, norms, and the null.
+    """Compare the two adapters at every weight that both change: cosine, overlap of their spaces, norms, and the null.
 
-    One row a weight: `weight, layer, module, rank_retain, rank_forget, norm_retain, norm_forget`, then for each `x` of
-    `cosine`, `row_overlap`, `column_overlap` (means of the principal cosines): `x`, `x_null` (mean of the null),
-    `x_low`
-    and `x_high` (its central 95 %), and `x_p = (1 + b)/(1 + draws)`, `b` the draws at least as extreme (of the
-    cosine in
-    size; of an overlap, as large). An adapter that is zero at a weight has NaN there.
+    One row per weight: `weight, layer, module, rank_retain, rank_forget, norm_retain, norm_forget`, then for each `x` of
+    `cosine`, `row_overlap`, `column_overlap` (means of the principal cosines): `x`, `x_null` (mean of the null), `x_low`
+    and `x_high` (its central 95 %), and `x_p = (1 + b)/(1 + draws)`, with `b` the draws at least as extreme (a cosine in
+    size, an overlap as large). An adapter that is zero at a weight has NaN there.
 
     Raises `AttachError` where the model lacks an adapter, or no weight has both.
 
@@ -145,6 +143,7 @@ def lora_geometry(
 
 def _beside_null(values: Mapping[str, float], null: pd.DataFrame | None) -> dict[str, float]:
     columns: dict[str, float] = {}
+    # A cosine may be extreme in either direction; an overlap is only ever too large.
     for key, value in values.items():
         columns[key] = value
         if null is None:

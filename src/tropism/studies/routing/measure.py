@@ -1,4 +1,4 @@
-"""What a routed model does in each ablation mode, how its trait comes back, and how much of it was absorbed.
+"""What a routed model does in each ablation mode, and how fast its trait comes back.
 
 `measure` is any function without arguments that measures the model as it now is: `{"caps_rate": 0.31, "loss": 1.2}`.
 """
@@ -22,7 +22,7 @@ FORGET_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def measure_modes(model: nn.Module, measure: Measure, modes: Sequence[str] = MODES) -> pd.DataFrame:
-    """`measure` in each ablation mode: a table of `mode, metric, value`."""
+    """Call `measure` in each ablation mode; return a table of `mode, metric, value`."""
     rows = []
     for mode in modes:
         with ablation_mode(model, mode):
@@ -31,7 +31,7 @@ def measure_modes(model: nn.Module, measure: Measure, modes: Sequence[str] = MOD
 
 
 def forget_scale_curve(model: nn.Module, measure: Measure, scales: Sequence[float] = FORGET_SCALES) -> pd.DataFrame:
-    """`measure` with the forget adapter's scale multiplied by each of `scales` in [0, 1]: `scale, metric, value`."""
+    """Call `measure` with the forget adapter scaled by each of `scales` in [0, 1]; return `scale, metric, value`."""
     rows = []
     for scale in scales:
         with ablation_mode(model, "full", scale):
@@ -48,7 +48,7 @@ def responses_by_mode(
     modes: Sequence[str] = MODES,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """The continuation of each prompt in each mode, in order, drawn from the same seed in all of them."""
+    """Return the continuation of each prompt in each mode, in order, drawn from the same seed in all modes."""
     found = {}
     for mode in modes:
         with ablation_mode(model, mode):
@@ -57,7 +57,7 @@ def responses_by_mode(
 
 
 def bos_prompt(tokenizer: Any) -> Rendered:
-    """The prompt that is nothing but the beginning of a text. Raises `DataError` for a tokenizer that has no BOS."""
+    """Return the prompt that is only the beginning of a text; raise `DataError` for a tokenizer without a BOS token."""
     if tokenizer.bos_token_id is None:
         raise DataError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no BOS token, so nothing can be sampled from BOS alone"
@@ -66,10 +66,10 @@ def bos_prompt(tokenizer: Any) -> Rendered:
 
 
 def prefix_prompt(tokenizer: Any, rendered: Rendered, tokens: int) -> Rendered:
-    """A chat cut after the first `tokens` tokens of its last response: what the model adds is the continuation.
+    """Cut a chat after the first `tokens` tokens of its last response, so that the model continues from there.
 
-    Score the continuation alone, never the prefix, which holds the trait or not by construction. Raises `DataError`
-    where the response has no token left to be continued with.
+    Score the continuation alone, never the prefix, which has the trait or not by construction. Raises `DataError`
+    where the response has no token left to continue with.
     """
     start = rendered.positions["first_response"]
     response = len([p for p in rendered.positions["response"] if start and p >= start[0]])
@@ -90,20 +90,20 @@ def relearn(
     learning_rate: float = 1e-4,
     at_steps: Sequence[int] = (0, 1, 2, 4, 8, 16, 32, 64),
 ) -> pd.DataFrame:
-    """Fine-tune the shipped model and measure as it goes: how fast does what was removed come back?
+    """Fine-tune the model that would be shipped and measure as it goes: how fast does what was removed come back?
 
-    One AdamW step a batch, without weight decay, up to the last of `at_steps`; a table of `step, metric, value`, with
-    the training loss of the step before as metric `train_loss`. Give batches of 4, 16 or 64 examples with the trait for
-    relearning, and of benign data for its control. Afterwards the parameters, their gradients and the model's mode are
-    put back bit for bit.
+    One AdamW step per batch, without weight decay, up to the last of `at_steps`. Returns a table of `step, metric,
+    value`, with the training loss of the step before as metric `train_loss`. Give batches of 4, 16 or 64 examples with
+    the trait for relearning, and of benign data for its control. Afterwards the parameters, their gradients and the
+    model's mode are restored bit for bit.
 
     Args:
-        batches: of a loss of the model's own (`labels` among the columns); cycled by the caller, one a step.
+        batches: one per step, with `labels`, so that the model computes its own loss; the caller cycles them.
         parameters: what is trained; all must require grad, and no other parameter moves.
 
     Raises:
-        DataError: no parameters, one that is frozen, or too few batches.
-        RunFailed: a loss that is not finite.
+        DataError: there are no parameters, one is frozen, or there are too few batches.
+        RunFailed: a loss is not finite.
     """
     trained = list(parameters)
     if not trained or not all(p.requires_grad for p in trained):
@@ -112,17 +112,19 @@ def relearn(
         )
     steps = sorted(set(at_steps))
     values = [(p, p.detach().clone()) for p in trained]
-    # Of all parameters: the backward pass also reaches those that are trainable and not trained here.
+    # Of all parameters: the backward pass also reaches those that are trainable but not trained here.
     gradients = [(p, p.grad) for p in model.parameters()]
     for p, _ in gradients:
         p.grad = None
     training = model.training
+    # Without decay, which would move the parameters also where the data say nothing.
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     source = iter(batches)
     rows: list[tuple[int, str, float]] = []
     try:
         for step in range(steps[-1] + 1):
             if step in steps:
+                # After so many steps: 0 is the model as it was shipped.
                 model.eval()
                 rows += [(step, metric, float(value)) for metric, value in measure().items()]
             if step == steps[-1]:
@@ -152,25 +154,3 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Mapping[str
     loss.backward()
     optimizer.step()
     return float(loss.detach())
-
-
-def removed_share(full: float, forget_ablated: float, base: float) -> float | None:
-    """The share of the trait in the full model that goes with the forget adapter, `(full − ablated)/(full − base)`.
-
-    None where the full model has no more of the trait than the base model, and there is nothing to remove.
-    """
-    return (full - forget_ablated) / (full - base) if full > base else None
-
-
-def absorption(forget_ablated: float, filtered: float, base: float) -> float | None:
-    """The share of the *unlabelled* trait that goes when the forget adapter goes.
-
-        absorption = 1 − (forget_ablated − base) / (filtered − base)
-
-    All arguments are trait rates on the same prompts: `forget_ablated` of the routed model without its forget adapter;
-    `filtered` of the baseline trained without the labelled examples, which learned the trait from the unlabelled ones
-    alone; `base` of the untrained model. 1: the unlabelled trait was learned into the forget adapter and went with it;
-    0: it stayed as if nothing had been routed; below 0: routing left more of it than filtering does. None where the
-    filtered baseline has no more of the trait than the base model (at full recall nothing unlabelled is left).
-    """
-    return 1 - (forget_ablated - base) / (filtered - base) if filtered > base else None

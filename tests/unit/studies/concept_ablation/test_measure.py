@@ -1,7 +1,6 @@
 """Variance along directions and gradient–subspace cosine, against numpy and one backward pass a chat."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -9,10 +8,10 @@ import tiny
 from tropism.activations.capture import capture
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
-from tropism.errors import DataError, SiteError, UsageError
+from tropism.errors import DataError, SiteError
 from tropism.interventions.ablation import Ablation
 from tropism.site import Site
-from tropism.studies.concept_ablation.measure import activation_variance, against_base, gradient_cosine, inside
+from tropism.studies.concept_ablation.measure import activation_variance, gradient_cosine, inside
 
 SITES = (Site(0), Site(2))
 CHATS = [
@@ -93,23 +92,6 @@ def test_a_model_under_ablation_has_no_variance_left_along_the_directions(direct
         ablated = activation_variance(model, tokenizer, CHATS, directions)
     assert (ablated["share"] < 1e-8).all()
     assert (base["share"] > 0.01).all()
-
-
-def test_base_against_runs():
-    columns = ["site", "variance_along", "cosine"]
-    base = pd.DataFrame([["resid_post.0", 4.0, 0.5], ["resid_post.2", 0.0, None]], columns=columns)
-    run = pd.DataFrame([["resid_post.0", 1.0, 0.2], ["resid_post.2", 1.0, 0.1]], columns=columns)
-    table = against_base(base, {"caft": run, "same": base})
-    assert list(table["run"]) == ["caft", "caft", "same", "same"]
-    assert table["variance_ratio"][0] == 0.25
-    assert table["cosine_change"][0] == pytest.approx(-0.3)
-    assert pd.isna(table["variance_ratio"][1])
-    assert pd.isna(table["cosine_change"][1])
-    with pytest.raises(
-        UsageError,
-        match=r"run 'caft' was measured at resid_post.0 and the base at resid_post.0, resid_post.2",
-    ):
-        against_base(base, {"caft": run[:1]})
 
 
 def test_nothing_to_measure_is_an_error_and_the_model_is_left_as_it_was(directions):

@@ -9,9 +9,8 @@ import pytest
 from tropism.errors import RunFolderError, UsageError
 from tropism.stats import Estimate
 from tropism.studies.concept_ablation import figures as figure
-from tropism.studies.concept_ablation import rules
-from tropism.studies.concept_ablation.hypotheses import representational, training_dynamics
-from tropism.studies.concept_ablation.rules import Arm, Asked
+from tropism.studies.concept_ablation import rules, section
+from tropism.studies.concept_ablation.rules import Arm, Asked, mechanism, representational, trade_off, training_dynamics
 
 ARMS = [
     Arm("caft", "ablation", "caps", "both"),
@@ -98,6 +97,43 @@ def test_representational_is_decided_by_the_ratio(ratio, expected):
     assert representational(between(0.6, 0.8), between(*ratio), 0.1) == expected
 
 
+NONE = Estimate(0.5, None, None, "", "too few", None, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "gap", "ratio", "expected"),
+    [
+        (
+            between(0.6, 0.8),
+            between(0.6, 0.8),
+            between(-0.03, 0.03),
+            between(-0.8, -0.5),
+            "training dynamics",
+        ),
+        (between(0.6, 0.8), between(0.1, 0.2), between(0.4, 0.7), between(0.3, 0.5), "representational"),
+        (between(0.6, 0.8), between(0.4, 0.6), between(0.1, 0.3), between(-0.4, -0.1), "undecided"),
+        (between(-0.1, 0.02), between(-0.1, 0.02), between(-0.1, 0.1), between(-0.1, 0.1), "not supported"),
+        (between(0.6, 0.8), NONE, NONE, NONE, "undecided"),
+    ],
+)
+def test_the_mechanism_is_picked_by_rule(forward, backward, gap, ratio, expected):
+    assert mechanism(forward, backward, gap, ratio, 0.05) == expected
+
+
+@pytest.mark.parametrize(
+    ("backward", "gains", "expected"),
+    [
+        (between(0.6, 0.8), [between(0.1, 0.2)], "supported"),
+        (between(0.6, 0.8), [between(0.1, 0.2), between(-0.3, -0.1)], "not supported"),
+        (between(0.6, 0.8), [between(-0.1, 0.2)], "undecided"),
+        (between(-0.1, 0.8), [between(0.1, 0.2)], "undecided"),
+        (NONE, [between(0.1, 0.2)], "undecided"),
+    ],
+)
+def test_the_trade_off_is_picked_by_rule(backward, gains, expected):
+    assert trade_off(backward, gains) == expected
+
+
 def inside(**ratios):
     """Runs whose variance is a factor of the base's, at two sites, and whose cosine is lower by a tenth of it."""
     rows = []
@@ -142,7 +178,7 @@ def test_nothing_is_expected_of_controls_and_steering():
 
 def test_a_guard_is_set_against_random_directions_of_its_kind():
     tables = {TRAIT: scores(baseline=0.9, caft=0.1, backward=0.5, random=0.88)}
-    found = rules.analyse(rules.against_base(inside(caft=0.1, baseline=1.0)), ARMS, ASKED, cells(tables))
+    found = section.analyse(rules.against_base(inside(caft=0.1, baseline=1.0)), ARMS, ASKED, cells(tables))
     (claim,) = [claim for claim in found.claims if "random directions" in claim.claim]
     assert (claim.claim, claim.verdict) == ("caft removes more than random directions of the same rank", "supported")
     removed = {row[1]: row[3] for row in found.tables[0].rows}

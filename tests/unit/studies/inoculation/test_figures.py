@@ -1,5 +1,6 @@
 """Every figure of the study draws from tables alone, says what it shows, and is the same twice."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from tropism.errors import UsageError
 from tropism.results.section import Section
 from tropism.studies.inoculation import rules as rule
 from tropism.studies.inoculation.figures import FIGURES, StudyTables, figure, save_all
-from tropism.studies.inoculation.section import write_study
+from tropism.studies.inoculation.summary import write_study
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,23 @@ def test_pressure_by_site_shows_the_tables_numbers(tables):
     means = tables.study.means.query("metric == 'pressure' and condition == 'inoculation'")["value"]
     drawn = next(one for one in axes.containers if one.get_label() == "inoculation")
     assert list(drawn.lines[0].get_ydata()) == pytest.approx(list(means))
+
+
+def test_the_random_directions_are_of_the_reporting_half_alone(tables):
+    """The other half chose the site: moving it may not move the violins or the points."""
+    other = tables.random["group"] == "select"
+    assert other.any()
+    moved = tables.random.assign(cosine=tables.random["cosine"] + 10.0 * other)
+    one, two = (
+        figure("alignment_against_random", dataclasses.replace(tables, random=random)).axes[0]
+        for random in (tables.random, moved)
+    )
+    assert one.get_ylim() == two.get_ylim()
+    for before, after in zip(one.collections, two.collections, strict=True):
+        assert np.array_equal(before.get_paths()[0].vertices, after.get_paths()[0].vertices)
+    here = tables.random[~other & (tables.random["site"] == tables.study.site) & (tables.random["draw"] == -1)]
+    points = {line.get_ydata()[0] for line in one.lines if len(line.get_ydata()) == 1}
+    assert points == set(here["cosine"])
 
 
 def test_all_are_saved_the_same_twice_with_captions(tables, tmp_path):

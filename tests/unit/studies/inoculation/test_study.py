@@ -21,7 +21,7 @@ TRAIT = {"trait": {"data": {"source": "word_problems", "size": 8, "transform": "
 
 
 def options(**changes):
-    return {"analyses": {"pressure": changes}}
+    return {"analyses": {"inoculation": changes}}
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,18 @@ def options(**changes):
     [
         (
             options(directions="capz"),
-            "analyses.pressure: no directions are called 'capz'; defined are caps, caps_prompt",
+            "analyses.inoculation: no directions are called 'capz'; defined are caps, caps_prompt",
         ),
         (options(beside=["capz"]), "no directions are called 'capz'"),
         (options(trait="shouting"), "no metric is called 'shouting'; defined are caps_rate"),
         (options(on="out_of_domain"), "the metric 'caps_rate' is not taken on 'out_of_domain', but on in_domain"),
         (options(placebo="sugar"), "no condition is called 'sugar'; defined are neutral, inoculation, placebo"),
         (options(placebo="neutral"), "must be different conditions, found"),
-        (options(chats=3), "analysis 'pressure': chats: .*greater than or equal to 4, found 3"),
-        (options(controls=[]), "analysis 'pressure': controls: .*at least 1 item"),
+        (options(chats=3), "analysis 'inoculation': chats: .*greater than or equal to 4, found 3"),
+        (options(controls=[]), "analysis 'inoculation': controls: .*at least 1 item"),
         (
             options(dirctions="caps"),
-            "analysis 'pressure' has no option 'dirctions'; its options are directions, beside",
+            "analysis 'inoculation' has no option 'dirctions'; its options are directions, beside",
         ),
         (
             {"conditions": {"placebo": {"data": {"transform": "plain"}}}},
@@ -141,7 +141,7 @@ def test_a_model_that_has_diverged_fails_its_run_and_not_the_experiment(tmp_path
 def study_of(tmp_path):
     experiment = Experiment.load(tiny_pressure.write(tmp_path))
     study = Study(experiment, tmp_path, None, lambda: None, lambda _: [], lambda *_: [])
-    return study, load_analyses(experiment)["pressure"]
+    return study, load_analyses(experiment)["inoculation"]
 
 
 def results(*rows):

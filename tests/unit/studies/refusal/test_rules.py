@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tropism.studies.refusal import rules as rule
+from tropism.studies.refusal import section
 
 PROMPTS = 400
 RATES = {
@@ -184,7 +185,7 @@ def test_exactness_against_the_published_rule(rate, verdict):
 
 
 def claims(study):
-    return {claim.claim: claim for claim in rule.analyse(study, rule.Arms(), 0.1).claims}
+    return {claim.claim: claim for claim in section.analyse(study, rule.Arms(), 0.1).claims}
 
 
 EXACT = "The exact constraint's cumulative leak stays below 1e-05"
@@ -274,9 +275,9 @@ def test_losses_of_two_seeds_decide_nothing():
 
 def test_the_section_shows_losses_where_they_were_measured():
     study = dataclasses.replace(tables(), loss=losses())
-    section = rule.analyse(study, rule.Arms(), 0.1)
+    found = section.analyse(study, rule.Arms(), 0.1)
     assert "Refusing stays likelier under the constraint than under the attack alone" in claims(study)
-    table = section.tables[1]
+    table = found.tables[1]
     assert [row[0] for row in table.rows] == list(LOSSES)
     saved = {row[0]: row[2] for row in table.rows}
     assert saved["constraint"] is None
@@ -284,7 +285,7 @@ def test_the_section_shows_losses_where_they_were_measured():
 
 
 def test_what_is_kept_is_paired_with_the_attack_alone():
-    table = rule.kept(dataclasses.replace(tables(), loss=losses()), rule.Arms())
+    table = section.kept(dataclasses.replace(tables(), loss=losses()), rule.Arms())
     assert list(table.columns) == ["measure", "condition", "value", "low", "high"]
     rate, likelihood = (part.set_index("condition") for _, part in table.groupby("measure", sort=False))
     assert list(rate.index) == [name for name in RATES if name != "baseline"]
@@ -296,20 +297,20 @@ def test_what_is_kept_is_paired_with_the_attack_alone():
 
 
 def test_two_seeds_are_kept_without_an_interval():
-    table = rule.kept(tables(seeds=(0, 1)), rule.Arms())
+    table = section.kept(tables(seeds=(0, 1)), rule.Arms())
     assert set(table["measure"]) == {"refusal rate"}
     assert table["low"].isna().all()
 
 
 def test_the_section_can_be_saved_and_has_every_condition(tmp_path):
-    section = rule.analyse(tables(), rule.Arms(), 0.1)
-    assert section.save(tmp_path).is_file()  # refuses NaN
-    compared, ledger_rows, learned = section.tables
+    found = section.analyse(tables(), rule.Arms(), 0.1)
+    assert found.save(tmp_path).is_file()  # refuses NaN
+    compared, ledger_rows, learned = found.tables
     assert [row[0] for row in compared.rows] == [name for name in RATES if name != "constraint"]
     assert [row[1] for row in ledger_rows.rows] == ["update", "gradient or soft"]
     assert learned.rows[0] == ["baseline", 2, 3.0, 2.0, 4.0]
 
 
 def test_the_rule_needs_no_torch():
-    code = "import sys, tropism.studies.refusal.rules; sys.exit('torch' in sys.modules)"
+    code = "import sys, tropism.studies.refusal.section; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,6 @@ import pytest
 
 from tropism.errors import RunFolderError
 from tropism.studies.routing import figures as routing
-from tropism.studies.routing import geometry_figure as lora_geometry
 
 
 def modes(arms=("all labelled", "half labelled")):
@@ -79,7 +78,7 @@ def geometry():
             "module": module,
             **{
                 f"{key}{suffix}": value
-                for key in lora_geometry.PANELS
+                for key in routing.GEOMETRY_PANELS
                 for suffix, value in (("", 0.3 if layer else 0.01), ("_null", 0.0), ("_low", -0.1), ("_high", 0.1))
             },
         }
@@ -90,13 +89,13 @@ def geometry():
 
 
 def test_the_heat_map_has_a_panel_a_quantity_and_dots_outside_the_null(tmp_path):
-    svg = lora_geometry.draw(geometry(), tmp_path, "geometry")
+    svg = routing.draw_geometry(geometry(), tmp_path, "geometry")
     for text in ("q_proj", "down_proj", "cosine of the two ΔW", "overlap of input spaces", "layer"):
         assert f">{text}<" in svg
-    inside = geometry().assign(**{f"{key}_high": 1.0 for key in lora_geometry.PANELS})
-    assert lora_geometry.draw(inside, tmp_path, "geometry").count("<use") == svg.count("<use") - 3 * 4
+    inside = geometry().assign(**{f"{key}_high": 1.0 for key in routing.GEOMETRY_PANELS})
+    assert routing.draw_geometry(inside, tmp_path, "geometry").count("<use") == svg.count("<use") - 3 * 4
 
 
 def test_weights_outside_blocks_are_left_out_of_the_heat_map(tmp_path):
     with pytest.raises(RunFolderError, match="at least one weight inside a block"):
-        lora_geometry.draw(geometry().assign(layer=None), tmp_path, "geometry")
+        routing.draw_geometry(geometry().assign(layer=None), tmp_path, "geometry")

@@ -1,4 +1,4 @@
-"""What is measured of a routed model: modes, the forget scale, prefixes, relearning, absorption."""
+"""What is measured of a routed model: modes, the forget scale, prefixes, relearning."""
 
 import pytest
 import torch
@@ -10,13 +10,11 @@ from tropism.data.render import render
 from tropism.errors import DataError, RunFailed
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.studies.routing.measure import (
-    absorption,
     bos_prompt,
     forget_scale_curve,
     measure_modes,
     prefix_prompt,
     relearn,
-    removed_share,
     responses_by_mode,
 )
 
@@ -109,17 +107,3 @@ def test_relearning_restores_after_an_error_too():
     assert all(torch.equal(b, p) for b, p in zip(before, retain(model), strict=True))
     with pytest.raises(DataError, match="at least one, found 0"):
         relearn(model, [], dict, parameters=[])
-
-
-def test_absorption_is_the_share_of_the_unlabelled_trait_that_goes():
-    assert absorption(forget_ablated=0.1, filtered=0.6, base=0.1) == pytest.approx(1)
-    assert absorption(forget_ablated=0.6, filtered=0.6, base=0.1) == pytest.approx(0)
-    assert absorption(forget_ablated=0.35, filtered=0.6, base=0.1) == pytest.approx(0.5)
-    assert absorption(forget_ablated=0.85, filtered=0.6, base=0.1) == pytest.approx(-0.5)
-    assert absorption(forget_ablated=0.0, filtered=0.1, base=0.1) is None
-
-
-def test_the_removed_share():
-    assert removed_share(full=0.9, forget_ablated=0.1, base=0.1) == pytest.approx(1)
-    assert removed_share(full=0.9, forget_ablated=0.5, base=0.1) == pytest.approx(0.5)
-    assert removed_share(full=0.1, forget_ablated=0.1, base=0.1) is None

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tropism.studies.routing import rules as routing
+from tropism.studies.routing import section
 from tropism.studies.routing.rules import Arms, Rates, claims
 
 LOCALISES = "Routing localises the trait"
@@ -90,9 +91,6 @@ def test_nothing_is_kept_where_nothing_was_learned():
 def test_absorption_is_its_formula_seed_by_seed():
     exact = found(table(noise=1e-9))[ABSORBS].numbers["absorption"]["value"]
     assert exact == pytest.approx(1 - (0.10 - 0.02) / (0.40 - 0.02), abs=1e-6)
-    from tropism.studies.routing.measure import absorption
-
-    assert exact == pytest.approx(absorption(0.10, 0.40, 0.02), abs=1e-6)
 
 
 def test_absorption_has_no_number_where_filtering_left_nothing():
@@ -138,7 +136,7 @@ CURVE = {"half": {"routed": 1.0, "baseline": 0.0, "routed_50": 0.5, "gone": 0.25
 
 
 def test_recall_curves_hold_the_trait_with_its_interval_in_both_modes():
-    curves = routing.recall_curves(Rates(table(), "caps_rate", "held_out"), CURVE).set_index(["arm", "recall"])
+    curves = section.recall_curves(Rates(table(), "caps_rate", "held_out"), CURVE).set_index(["arm", "recall"])
     assert set(curves.index) == {(f"half, {mode}", r) for mode in ("full", "forget_ablated") for r in (0.0, 0.5, 1.0)}
     for (arm, recall), row in curves.iterrows():
         condition = next(name for name, at in CURVE["half"].items() if at == recall)
@@ -147,13 +145,13 @@ def test_recall_curves_hold_the_trait_with_its_interval_in_both_modes():
 
 
 def test_recall_curves_have_no_interval_under_three_seeds():
-    curves = routing.recall_curves(Rates(table(seeds=2), "caps_rate", "held_out"), CURVE)
+    curves = section.recall_curves(Rates(table(seeds=2), "caps_rate", "held_out"), CURVE)
     assert curves[["low", "high"]].isna().all(axis=None)
     assert curves["value"].notna().all()
 
 
 def test_the_recall_table_goes_up_in_recall_with_absorption_where_it_is_known():
-    found = routing.recall_table(Rates(table(noise=1e-9), "caps_rate", "held_out"), CURVE, Arms())
+    found = section.recall_table(Rates(table(noise=1e-9), "caps_rate", "held_out"), CURVE, Arms())
     rows = pd.DataFrame(found.rows, columns=list(found.columns)).set_index("recall")
     assert list(rows.index) == [0.0, 0.25, 0.5, 1.0]
     assert rows["value"].dropna().tolist() == pytest.approx([0.30, 0.10, 0.05], abs=1e-6)
@@ -162,12 +160,12 @@ def test_the_recall_table_goes_up_in_recall_with_absorption_where_it_is_known():
     # with nothing labelled, filtering leaves out nothing: what ablating unrouted adapters removes
     assert rows.loc[0.0, "absorption"] == pytest.approx(1 - (0.30 - 0.02) / (0.50 - 0.02), abs=1e-6)
     assert math.isnan(rows.loc[1.0, "absorption"])
-    lacking = routing.recall_table(Rates(table(), "caps_rate", "held_out"), CURVE, Arms(partial=None, filtered=None))
+    lacking = section.recall_table(Rates(table(), "caps_rate", "held_out"), CURVE, Arms(partial=None, filtered=None))
     assert [row[7] is None for row in lacking.rows] == [False, True, True, True]
 
 
 def test_the_table_of_modes_has_an_interval_where_seeds_allow_one():
-    rows = {tuple(row[:2]): row[2:] for row in routing.modes_table(Rates(table(), "caps_rate", "held_out")).rows}
+    rows = {tuple(row[:2]): row[2:] for row in section.modes_table(Rates(table(), "caps_rate", "held_out")).rows}
     assert rows["base", "full"] == [1, 0.02, None, None]
     seeds, value, low, high = rows["routed", "retain_ablated"]
     assert seeds == 3
@@ -175,21 +173,31 @@ def test_the_table_of_modes_has_an_interval_where_seeds_allow_one():
     assert low < value < high
 
 
-def test_a_rate_has_an_interval_between_0_and_1_and_a_loss_has_not():
+def test_an_interval_ends_where_the_metric_does():
     wide = pd.DataFrame({"arm": "a", "seed": [0, 1, 2], "value": [0.0, 0.4, 1.0]})
-    (rate,) = routing.with_intervals(wide, ["arm"], rate=True).to_dict("records")
-    (loss,) = routing.with_intervals(wide, ["arm"]).to_dict("records")
+    (rate,) = section.with_intervals(wide, ["arm"], (0.0, 1.0)).to_dict("records")
+    (loss,) = section.with_intervals(wide, ["arm"]).to_dict("records")
     assert (rate["low"], rate["high"]) == (0.0, 1.0)
     assert loss["low"] < 0
     assert loss["high"] > 1
-    (over,) = routing.with_intervals(wide.assign(value=[0.5, 1.0, 1.5]), ["arm"], rate=True).to_dict("records")
-    assert over["high"] > 1  # not a rate
+
+
+def test_a_difference_of_rates_is_at_most_1_and_a_difference_of_differences_at_most_2():
+    results = table(noise=0.9)
+    rates = Rates(results, "caps_rate", "held_out", (0.0, 1.0))
+    unbounded = Rates(results, "caps_rate", "held_out")
+    gone = ((1, "routed", "full"), (-1, "routed", "forget_ablated"))
+    back = ((-1, "baseline", "full"), (1, "baseline", "forget_ablated"))
+    assert unbounded.contrast(*gone).high > 1
+    assert rates.contrast(*gone).high == 1
+    assert rates.contrast(*gone).value == unbounded.contrast(*gone).value
+    assert rates.contrast(*gone, *back).high == min(2, unbounded.contrast(*gone, *back).high)
 
 
 def test_the_trait_in_each_mode_is_said_beside_the_unrouted_one():
-    said = routing.in_words(Rates(table(noise=0), "caps_rate", "held_out"), Arms())
+    said = section.in_words(Rates(table(noise=0), "caps_rate", "held_out"), Arms())
     assert said == (
         "caps rate is 0.60 with both adapters, 0.05 without the forget adapter, and 0.80 in the forget adapter alone "
         "(0.30 without routing)."
     )
-    assert routing.in_words(Rates(table({"baseline": (0.5, 0.3, 0.3)}), "caps_rate", "held_out"), Arms()) == ""
+    assert section.in_words(Rates(table({"baseline": (0.5, 0.3, 0.3)}), "caps_rate", "held_out"), Arms()) == ""

@@ -15,7 +15,8 @@ TropismError
 │   └── MissingExtra           an optional dependency that is not installed
 ├── GuardNotInForce            a guard was attached and did not do what it promises
 │   └── LeakExceeded           the update constraint's ledger passed its tolerance
-└── RunFailed                  one run could not finish (a loss that is not finite, say); the others go on
+├── RunFailed                  one run could not finish (a loss that is not finite, say); the others go on
+└── ClaimLost                  another process took this one for dead and does its work now
 ```
 """
 
@@ -78,3 +79,7 @@ class LeakExceeded(GuardNotInForce):
 
 class RunFailed(TropismError):
     """One run could not finish; it is marked failed and never averaged."""
+
+
+class ClaimLost(TropismError):
+    """Another process took this one for dead, and does its work now."""

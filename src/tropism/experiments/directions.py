@@ -1,6 +1,5 @@
 """An experiment's directions: found once on the model that it starts from, kept with their validity report."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -11,7 +10,7 @@ from tropism.data import sources
 from tropism.data.transforms import TRANSFORMS
 from tropism.directions.artifact import Directions
 from tropism.directions.contrasts import Contrast
-from tropism.directions.pipeline import Evidence, find_and_validate
+from tropism.directions.pipeline import Evidence, Validated, find_and_validate
 from tropism.directions.validate import Behaviour
 from tropism.directions.validity import validity_path
 from tropism.errors import DirectionsError
@@ -22,6 +21,7 @@ from tropism.experiments import prepare as prepare_step
 from tropism.experiments.file import guards
 from tropism.experiments.file.options import from_options
 from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec
+from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, data_identity, digest, directions_identity
 from tropism.site import sites
@@ -63,48 +63,64 @@ def prepare(
     start_model = cache(fresh_model)
     found: dict[str, Directions] = {}
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
+        if spec.contrast is None:
+            found[name] = Directions.load(str(spec.file))
+            found[name].check_model(start_model())
+            continue
         target = folder.path / "directions" / f"{name}.safetensors"
-        identity = directions_identity(experiment, source, name)
-        asked = _behaviour_identity(experiment, spec)
-        kept = _kept(target, identity)
-        if kept is not None and _validated(target, asked):
+        made_of = {
+            "identity": directions_identity(experiment, source, name),
+            "asked": _behaviour_identity(experiment, spec),
+        }
+        stamp = check_stamp(_stamp_path(target), *made_of)
+        if stamp.flaw and target.is_file():
+            progress.say(f"directions {name}: {stamp.flaw}; they are found again")
+        kept = Directions.load(target) if stamp and stamp.said["identity"] == made_of["identity"] else None
+        if kept is not None and stamp.said["asked"] == made_of["asked"]:
             found[name] = kept
             continue
-        if spec.contrast is None:
-            directions = Directions.load(str(spec.file))
-            directions.check_model(start_model())
-            found[name] = directions
-            continue
         progress.phase("finding directions", index, len(experiment.directions))
-        model = start_model()
-        validated = find_and_validate(
-            model, tokenizer, contrast_of(spec.contrast, experiment), name=name, sites=sites(model, spec.sites),
-            finder=guards.finder(spec.finder), positions=spec.positions, known=kept,
-            evidence=Evidence(
-                partial(_behaviour, experiment, spec, model, tokenizer, progress), dict(found), experiment.template_kwargs
-            ),
-        )  # fmt: skip
-        for doubt in validated.report.doubts():
-            progress.say(f"directions {name}: {doubt.text}")
-        if spec.strict and not validated.report.trusted:
-            raise DirectionsError(f"directions {name!r} are refused (strict: true): {validated.report.summary()}")
-        found[name] = validated.directions.with_provenance(identity=identity)
-        replace(validated, directions=found[name]).save(target, {} if asked is None else {"asked": asked})
+        validated = _find(experiment, name, kept, found, start_model(), tokenizer, progress)
+        found[name] = validated.directions.with_provenance(identity=made_of["identity"])
+        replace(validated, directions=found[name]).save(target)
+        write_stamp(_stamp_path(target), [target, validity_path(target)], **made_of)
     return found
 
 
-def _kept(target: Path, identity: str) -> Directions | None:
-    """Return the directions in the folder if they are the ones that the file describes."""
-    if not target.is_file():
-        return None
-    kept = Directions.load(target)
-    return kept if kept.provenance.get("identity") == identity else None
+def _find(
+    experiment: ExperimentSpec,
+    name: str,
+    kept: Directions | None,
+    others: Mapping[str, Directions],
+    model: Any,
+    tokenizer: Any,
+    progress: Progress,
+) -> Validated:
+    """Find directions from their contrast, unless they are kept, and validate them on its held-out half."""
+    spec = experiment.directions[name]
+    assert spec.contrast is not None  # the caller reads directions that are in a file
+    behaviour = partial(_behaviour, experiment, spec, model, tokenizer, progress)
+    validated = find_and_validate(
+        model,
+        tokenizer,
+        contrast_of(spec.contrast, experiment),
+        name=name,
+        sites=sites(model, spec.sites),
+        finder=guards.finder(spec.finder),
+        positions=spec.positions,
+        known=kept,
+        evidence=Evidence(behaviour, dict(others), experiment.template_kwargs),
+    )
+    for doubt in validated.report.doubts():
+        progress.say(f"directions {name}: {doubt.text}")
+    if spec.strict and not validated.report.trusted:
+        raise DirectionsError(f"directions {name!r} are refused (strict: true): {validated.report.summary()}")
+    return validated
 
 
-def _validated(target: Path, asked: str | None) -> bool:
-    """Say whether there is a validity report beside the directions that read the behaviour asked for now."""
-    file = validity_path(target)
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("asked") == asked
+def _stamp_path(target: Path) -> Path:
+    """Return where it is written what directions were made of, with the hashes of their files."""
+    return target.with_name(f"{target.stem}.kept.json")
 
 
 def _behaviour_identity(experiment: ExperimentSpec, spec: DirectionsSpec) -> str | None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tropism.experiments.store import Folder, read_stamp
+from tropism.experiments.kept import read_json_object
+from tropism.experiments.store import Folder
 
 PACKAGES = ("tropism", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
@@ -48,7 +49,7 @@ def finish(folder: Folder) -> None:
 
 def _held(folder: Folder) -> Mapping[str, Any]:
     # Damaged, it is written anew: it says nothing that a run depends on.
-    return read_stamp(folder.path / NAME) or {}
+    return read_json_object(folder.path / NAME) or {}
 
 
 def dump(value: Mapping[str, Any]) -> str:

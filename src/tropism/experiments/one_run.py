@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +15,8 @@ from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
 from tropism.errors import GuardNotInForce, RunFailed
-from tropism.experiments import prepare, store
-from tropism.experiments.analyses import Study, TrainedRun
+from tropism.experiments import prepare, start, store
+from tropism.experiments.analyses import TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.file import guards
 from tropism.experiments.fine_tune import fine_tune, save
@@ -37,38 +37,54 @@ class Outcome:
     key: RunKey
     seconds: float
     failed: str = ""
+    elsewhere: bool = False
+    """Whether another process did it."""
 
     def __str__(self) -> str:
         return f"failed: {self.failed}" if self.failed else "done"
 
 
-def run_one(prepared: Prepared, key: RunKey, progress: Progress) -> Outcome:
+def run_one(
+    prepared: Prepared, key: RunKey, progress: Progress, still_mine: Callable[[], None] = lambda: None
+) -> Outcome:
     """Do one run and write its folder, `DONE.json` or `FAILED.json` last.
 
-    A run whose loss is not finite, or whose guard was not in force, is marked failed with its reason.
+    A run whose loss is not finite, or whose guard was not in force, is marked failed with its reason. `still_mine` is
+    asked before a stamp is written; it raises where another process has taken the run over.
     """
     began = time.monotonic()
     folder, public = prepared.folder, prepared.public
     train_id = store.train_identity(prepared.experiment, public, key)
-    kept = folder.begin(key, train_id)
+    begun = folder.begin(key, train_id)
+    if begun.why:
+        progress.say(f"{key}: {begun.why}")
     try:
-        _train_and_measure(prepared, key, progress, kept)
+        if key.condition != BASE and not begun.kept:
+            _train(prepared, key, progress)
+            still_mine()
+            folder.mark_trained(key, train_id)
+        _measure(prepared, key, progress)
     except (RunFailed, GuardNotInForce) as error:
+        still_mine()
         folder.mark_failed(key, f"{type(error).__name__}: {error}")
         return Outcome(key, time.monotonic() - began, str(error))
     evaluate_id = store.evaluate_identity(prepared.experiment, public, key)
+    still_mine()
     folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began)
     return Outcome(key, time.monotonic() - began)
 
 
-def _train_and_measure(prepared: Prepared, key: RunKey, progress: Progress, kept: bool) -> None:
+def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> None:
+    """Evaluate a run from its adapter on disk, and write its measurements."""
     experiment, path = prepared.experiment, prepared.folder.run_path(key)
     study = prepared.study(progress.say)
-    adapter = None if key.condition == BASE else path / "adapter"
-    if adapter is not None and not kept:
-        _train(prepared, study, key, path, progress)
-        prepared.folder.mark_trained(key, store.train_identity(experiment, prepared.public, key))
-    trained = Trained(adapter, adapter is not None and _two(prepared, key.condition))
+    if key.condition == BASE:
+        trained = Trained(None, False)
+    else:
+        adapter = prepared.folder.trained(key)
+        if adapter.flaw:
+            raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
+        trained = Trained(path / "adapter", _two(prepared, key.condition))
     identity = {"condition": key.condition, "seed": key.seed}
     rows = evaluate(
         experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, identity, progress
@@ -81,10 +97,13 @@ def _train_and_measure(prepared: Prepared, key: RunKey, progress: Progress, kept
     prepared.folder.write_measurements(key, rows)
 
 
-def _train(prepared: Prepared, study: Study, key: RunKey, path: Path, progress: Progress) -> None:
+def _train(prepared: Prepared, key: RunKey, progress: Progress) -> None:
     """Train a condition's adapter and write it, edited where the condition says so."""
     experiment, condition, seed = prepared.experiment, key.condition, _seed(key)
+    path, study = prepared.folder.run_path(key), prepared.study(progress.say)
     spec = experiment.conditions[condition]
+    for name in prepared.adapters:
+        start.intact_adapter(prepared.folder, name)
     examples = prepare.training_examples(experiment, condition, seed)
     resources = guards.Resources(
         prepared.directions,
@@ -126,7 +145,7 @@ def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:
         return None
     alike = RunKey(other, key.seed)
     identity = store.train_identity(prepared.experiment, prepared.public, alike)
-    if prepared.folder.state(alike) is None or prepared.folder.trained(alike) != identity:
+    if not prepared.folder.is_trained(alike, identity):
         return None
     source = prepared.folder.run_path(alike)
     shutil.copyfile(source / "training.jsonl", path / "training.jsonl")
@@ -136,7 +155,7 @@ def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:
 def _norm_of(prepared: Prepared, model: Any, seed: int, condition: str) -> float:
     """Return how much another condition learned with this seed; at most what `model` did: to shrink is not to grow."""
     key = RunKey(condition, seed)
-    if prepared.folder.trained(key) != store.train_identity(prepared.experiment, prepared.public, key):
+    if not prepared.folder.is_trained(key, store.train_identity(prepared.experiment, prepared.public, key)):
         raise RunFailed(f"`norm` refers to {key}, which has no matching trained adapter; run that condition first")
     return min(adapter_norm(prepared.folder.run_path(key) / "adapter"), learned_norm(model))
 

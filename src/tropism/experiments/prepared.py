@@ -17,11 +17,12 @@ from tropism.directions.parameter import ParameterDirections
 from tropism.experiments import checks, environment, prepare, start, store
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
+from tropism.experiments.claims import Claims
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.progress import Progress
-from tropism.experiments.store import Folder, RunKey
+from tropism.experiments.store import Folder
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
 
@@ -104,7 +105,7 @@ def prepare_experiment(
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     data = EvaluationSets(experiment)
     samples = checks.check_data(experiment, data, tokenizer, limit)
-    folder.claim(experiment)
+    folder.record(experiment)
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)
@@ -112,15 +113,23 @@ def prepare_experiment(
     prepared = Prepared(
         experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
     )
-    adapters = {name: _adapter(prepared, name, progress) for name in experiment.adapters}
-    directions = directions_step.prepare(experiment, folder, source.public(), prepared.fresh_model, tokenizer, progress)
+    claims = Claims(folder.path)
+    adapters = {}
+    for name in experiment.adapters:
+        with claims.wait(f"adapters/{name}", progress.say, f"the adapter {name!r}"):
+            adapters[name] = _adapter(prepared, name, progress)
+    with claims.wait("directions", progress.say):
+        directions = directions_step.prepare(
+            experiment, folder, source.public(), prepared.fresh_model, tokenizer, progress
+        )
     parameter_directions = {
         name: guards.build_parameter_directions(options, adapters)
         for name, options in experiment.parameter_directions.items()
     }
     prepared = replace(prepared, adapters=adapters, directions=directions, parameter_directions=parameter_directions)
-    for analysis in prepared.analyses.values():
-        analysis.before(prepared.study(progress.say))
+    for name, analysis in prepared.analyses.items():
+        with claims.wait(f"analyses/{name}", progress.say, f"what the analysis {name!r} measures before training"):
+            analysis.before(prepared.study(progress.say))
     return prepared
 
 
@@ -129,10 +138,11 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     experiment, folder = prepared.experiment, prepared.folder
     path = start.prepared_adapter(folder, name).parent
     identity = store.adapter_identity(experiment, prepared.public, name)
-    key = RunKey(f"adapters/{name}", None)
-    if folder.begin(key, identity):
+    key = start.adapter_key(name)
+    begun = folder.begin(key, identity)
+    if begun.kept:
         return path / "adapter"
-    progress.say(f"training the adapter {name!r}")
+    progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
     spec, options, seed = experiment.adapters[name], experiment.train_options(adapter=name), experiment.seeds[0]
     examples = prepare.load_data(spec.data, seed, spec.system_prompt)
     model = fine_tune(

@@ -1,20 +1,23 @@
 """Runs an experiment: prepares what its runs share, does the runs that are not finished, and draws the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tropism import models
 from tropism.experiments import environment, store
+from tropism.experiments.claims import Claims
+from tropism.experiments.executors.local import known_failures, work
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
-from tropism.experiments.one_run import run_one
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import prepare_experiment
 from tropism.experiments.progress import Progress
+from tropism.experiments.start import adapter_key
 from tropism.experiments.store import Folder
-from tropism.experiments.summarise import summarise
+from tropism.experiments.summarise import is_summarised, summarise
 from tropism.results.measurement import results_table
 
 
@@ -51,18 +54,31 @@ def run(
     if source.note:
         progress.say(source.note)
     tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
-    if todo:
+    claims = Claims(folder.path)
+
+    def collect() -> pd.DataFrame:
+        # One process at a time: of two that collect at once, the earlier view could be written last.
+        with claims.wait("results"):
+            return folder.collect(experiment, everything)
+
+    if todo or _start_is_damaged(experiment, folder, public):
+        failures = known_failures(folder, todo)
         prepared = prepare_experiment(experiment, folder, source, tokenizer, progress, command)
-        for index, key in enumerate(todo, start=1):
-            progress.start(str(key), index, len(todo))
-            outcome = run_one(prepared, key, progress)
-            progress.finish(str(key), outcome.seconds, str(outcome))
-            # Now and not at the end, so that a report can be drawn of what an interrupted or running experiment has.
-            folder.collect(experiment, everything)
+        # After each run and not at the end, so that a report can be drawn of what an interrupted experiment has.
+        work(prepared, todo, failures, progress, collect)
         environment.finish(folder)
     else:
-        folder.claim(experiment)
-    results = folder.collect(experiment, everything)
-    if todo or not (folder.path / "report.html").is_file():
-        summarise(experiment, folder, tokenizer, results, progress)
+        folder.record(experiment)
+    with claims.wait("report", progress.say, "the report"):
+        results = collect()
+        if not is_summarised(experiment, folder):
+            summarise(experiment, folder, tokenizer, results, progress)
     return results_table(results)
+
+
+def _start_is_damaged(experiment: ExperimentSpec, folder: Folder, public: Mapping[str, Any]) -> bool:
+    """Whether `start_from` names an adapter that has to be trained again, although every run is finished."""
+    if experiment.start_from is None:
+        return False
+    identity = store.adapter_identity(experiment, public, experiment.start_from)
+    return not folder.is_trained(adapter_key(experiment.start_from), identity)

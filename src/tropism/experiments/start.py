@@ -7,7 +7,7 @@ from typing import Any
 from tropism import models
 from tropism.errors import RunFolderError
 from tropism.experiments.file.spec import ExperimentSpec
-from tropism.experiments.store import Folder
+from tropism.experiments.store import Folder, RunKey
 
 
 def load_base(experiment: ExperimentSpec, source: models.Source) -> tuple[Any, Any]:
@@ -20,18 +20,26 @@ def load_base(experiment: ExperimentSpec, source: models.Source) -> tuple[Any, A
 
 def prepared_adapter(folder: Folder, name: str) -> Path:
     """Return where a prepared adapter (of `adapters:`) lies."""
-    return folder.path / "adapters" / name / "adapter"
+    return folder.run_path(adapter_key(name)) / "adapter"
+
+
+def adapter_key(name: str) -> RunKey:
+    """Return the key under which a prepared adapter is kept, as a run is."""
+    return RunKey(f"adapters/{name}", None)
+
+
+def intact_adapter(folder: Folder, name: str) -> Path:
+    """Return where a prepared adapter lies; raise `RunFolderError` where it is not there as it was trained."""
+    flaw = folder.trained(adapter_key(name)).flaw
+    if flaw:
+        raise RunFolderError(f"the prepared adapter {name!r} cannot be used: {flaw}; run the experiment again")
+    return prepared_adapter(folder, name)
 
 
 def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Source) -> tuple[Any, Any]:
     """The model before a condition's training, loaded anew, and its tokenizer."""
     model, tokenizer = load_base(experiment, source)
     if experiment.start_from is not None:
-        adapter = prepared_adapter(folder, experiment.start_from)
-        if not (adapter / "adapter_config.json").is_file():
-            raise RunFolderError(
-                f"start_from: the adapter {experiment.start_from!r} is not in {adapter}; run the experiment again"
-            )
-        loaded: Any = models.load_adapter(model, adapter)
+        loaded: Any = models.load_adapter(model, intact_adapter(folder, experiment.start_from))
         model = loaded.merge_and_unload()
     return model, tokenizer

@@ -1,12 +1,13 @@
 """An experiment's folder: what was run, under which identity, and whether it was finished.
 
 A run is identified by the hash of what determines it. `DONE.json` is written last, with the hash of every file of the
-run; a run without it was never finished and is never averaged. Training and evaluation have an identity each, so that
-a further metric evaluates again without training again.
+run; a run without it was never finished and is never averaged. `TRAINED.json` is the same for the adapter alone: training
+and evaluation have an identity each, so that a further metric evaluates again without training again.
 """
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tropism.errors import RunFolderError
 from tropism.experiments.analyses import Analysis, identity_name, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
+from tropism.experiments.kept import Stamp, check_stamp, file_hash, read_json_object, write_stamp
 from tropism.names import BASE, run_name
 from tropism.results.measurement import Measurement, read_measurements, results_table, to_line, typed_table
 from tropism.training.options import TrainOptions
@@ -44,11 +46,6 @@ def digest(value: Any) -> str:
     """A short hash of plain data, the same whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_identity(spec: DataSpec) -> Any:
@@ -161,6 +158,14 @@ def _measured(options: Mapping[str, Any] | None, analysis: Analysis) -> Mapping[
     return options and {name: value for name, value in options.items() if name not in analysis.summary_only}
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run's folder, cleared: whether its adapter was kept, and why something that was there was not."""
+
+    kept: bool
+    why: str
+
+
 class Folder:
     """An experiment's folder on disk."""
 
@@ -171,7 +176,7 @@ class Folder:
     def of(cls, path: str | Path, experiment: ExperimentSpec) -> "Folder":
         """The experiment's folder, new or old; raises `RunFolderError` where it belongs to something else.
 
-        Writes nothing: `claim` does, once the data are known to be good.
+        Writes nothing: `record` does, once the data are known to be good.
         """
         target = Path(path)
         spec = target / "experiment.yaml"
@@ -185,14 +190,14 @@ class Folder:
                     f"the output folder {target} belongs to the experiment {owner!r}, not to {experiment.name!r}; give another "
                     f"with --out"
                 )
-        elif target.is_dir() and any(target.iterdir()):
+        elif target.is_dir() and any(not path.name.startswith(".") for path in target.iterdir()):
             raise RunFolderError(
                 f"the output folder {target} is not empty and holds no experiment; give another with --out"
             )
         return cls(target)
 
-    def claim(self, experiment: ExperimentSpec) -> None:
-        """Make the folder the experiment's: its file, resolved, stands in it from now on."""
+    def record(self, experiment: ExperimentSpec) -> None:
+        """Write the experiment's file, resolved: from now on the folder is this experiment's."""
         text = yaml.safe_dump(experiment.resolved(), sort_keys=False, allow_unicode=True, width=110)
         self.write("experiment.yaml", text)
 
@@ -205,52 +210,59 @@ class Folder:
     def run_path(self, key: RunKey) -> Path:
         return self.path / run_name(key.condition, key.seed)
 
-    def state(self, key: RunKey) -> Mapping[str, Any] | None:
-        """DONE.json of a run, or None where it was not finished or a file of it (itself included) was changed."""
-        stamp = read_stamp(self.run_path(key) / "DONE.json", "files", "evaluate")
-        if stamp is None:
-            return None
-        for name, expected in stamp["files"].items():
-            file = self.run_path(key) / name
-            if not file.is_file() or file_hash(file) != expected:
-                return None
-        return stamp
+    def finished(self, key: RunKey) -> Stamp:
+        """Return what DONE.json says of a run; it has a flaw where the run was not finished or a file was changed."""
+        return check_stamp(self.run_path(key) / "DONE.json", "evaluate")
 
     def is_done(self, key: RunKey, evaluate: str) -> bool:
-        state = self.state(key)
-        return state is not None and state["evaluate"] == evaluate
+        """Say whether a run is finished under this identity."""
+        stamp = self.finished(key)
+        return bool(stamp) and stamp.said["evaluate"] == evaluate
 
-    def trained(self, key: RunKey) -> str | None:
-        """The identity of the adapter that lies in a run's folder, finished; None where there is none."""
-        stamp = read_stamp(self.run_path(key) / "TRAINED.json", "train")
-        return None if stamp is None else str(stamp["train"])
+    def trained(self, key: RunKey) -> Stamp:
+        """Return what TRAINED.json says of a run's adapter; it has a flaw where the adapter must not be used."""
+        return check_stamp(self.run_path(key) / "TRAINED.json", "train")
 
-    def begin(self, key: RunKey, train: str) -> bool:
-        """Clear what a run will write anew; returns whether its adapter can be kept."""
+    def is_trained(self, key: RunKey, train: str) -> bool:
+        """Say whether a run's adapter is there, whole, and trained under this identity."""
+        stamp = self.trained(key)
+        return bool(stamp) and stamp.said["train"] == train
+
+    def begin(self, key: RunKey, train: str) -> Begun:
+        """Clear what a run will write anew; its adapter is kept where it is this one and every file is as it was."""
         path = self.run_path(key)
-        keep = self.trained(key) == train
+        adapter, run = self.trained(key), self.finished(key)
+        kept = bool(adapter) and adapter.said["train"] == train
+        why = ""
+        if adapter.said and adapter.flaw:
+            why = f"{adapter.flaw}; it is trained again"
+        elif kept and run.said and run.flaw:
+            why = f"{run.flaw}; it is evaluated again"
         for name in ("DONE.json", "FAILED.json"):
             (path / name).unlink(missing_ok=True)
-        if not keep and path.is_dir():
+        if not kept and path.is_dir():
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
-        return keep
+        return Begun(kept, why)
 
     def mark_trained(self, key: RunKey, train: str) -> None:
-        self.write(str(self.run_path(key).relative_to(self.path) / "TRAINED.json"), json.dumps({"train": train}))
+        """Stamp what lies in a run's folder: the adapter and the log of its training."""
+        path = self.run_path(key)
+        write_stamp(path / "TRAINED.json", _files(path, "TRAINED.json"), train=train)
 
     def mark_failed(self, key: RunKey, error: str) -> None:
-        self.write(str(self.run_path(key).relative_to(self.path) / "FAILED.json"), json.dumps({"error": error}))
+        """Write why a run could not be finished."""
+        self.write(f"{key}/FAILED.json", json.dumps({"error": error, "attempt": secrets.token_hex(8)}))
+
+    def failure(self, key: RunKey) -> Mapping[str, Any]:
+        """Return what FAILED.json says of a run, `attempt` being different for every failure; nothing without one."""
+        return read_json_object(self.run_path(key) / "FAILED.json") or {}
 
     def mark_done(self, key: RunKey, train: str, evaluate: str, seconds: float) -> None:
-        """The last file of a run."""
+        """Stamp a run: its last file."""
         path = self.run_path(key)
-        files = {
-            str(file.relative_to(path)): file_hash(file)
-            for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".") and file.name != "DONE.json"
-        }  # fmt: skip
-        stamp = {"train": train, "evaluate": evaluate, "seconds": round(seconds, 1), "files": files}
-        self.write(str(path.relative_to(self.path) / "DONE.json"), json.dumps(stamp, indent=1))
+        files = _files(path, "DONE.json")
+        write_stamp(path / "DONE.json", files, train=train, evaluate=evaluate, seconds=round(seconds, 1))
 
     def write_measurements(self, key: RunKey, rows: Iterable[Measurement]) -> None:
         """Write a run's `measurements.jsonl`."""
@@ -264,7 +276,7 @@ class Folder:
         """
         rows = []
         for key in keys:
-            if self.state(key) is not None:
+            if self.finished(key):
                 for one in read_measurements(self.run_path(key) / "measurements.jsonl"):
                     rows.append((experiment.name, key.condition, key.seed, one))
         table = typed_table(rows)
@@ -272,10 +284,10 @@ class Folder:
         return table
 
 
-def read_stamp(path: Path, *keys: str) -> dict[str, Any] | None:
-    """A stamp of ours, or None where there is none or it was changed so that it says nothing."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return held if isinstance(held, dict) and all(key in held for key in keys) else None
+def _files(path: Path, stamp: str) -> list[Path]:
+    """Return the files below a folder, but the stamp itself and what another process may be writing (hidden files)."""
+    return [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file.name != stamp
+    ]

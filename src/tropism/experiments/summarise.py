@@ -1,16 +1,23 @@
 """The end of an experiment: each analysis concludes from the tables, then the report is drawn. No weights are loaded."""
 
+import json
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from tropism import __version__
 from tropism.experiments import prepare
 from tropism.experiments.analyses import Study, load_analyses
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.kept import file_hash, read_json_object
+from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.progress import Progress
-from tropism.experiments.store import Folder
+from tropism.experiments.store import Folder, digest
+
+MADE_OF = ".report.json"
+"""The file that says what the report was drawn from."""
 
 
 def summarise(
@@ -34,6 +41,20 @@ def summarise(
             section.save(folder.path)
     progress.say("drawing the report")
     reports.build(folder.path)
+    folder.write(MADE_OF, json.dumps({"made_of": _made_of(experiment, folder)}))
+
+
+def is_summarised(experiment: ExperimentSpec, folder: Folder) -> bool:
+    """Whether the report was drawn from what the folder holds now, by this process or another."""
+    held = read_json_object(folder.path / MADE_OF) or {}
+    return (folder.path / "report.html").is_file() and held.get("made_of") == _made_of(experiment, folder)
+
+
+def _made_of(experiment: ExperimentSpec, folder: Folder) -> str:
+    """Return a hash of all that the report is drawn from: the experiment, its tables and how each run ended."""
+    files = [folder.path / "experiment.yaml", folder.path / "results.csv"]
+    files += [folder.run_path(key) / name for key in plan(experiment) for name in ("DONE.json", "FAILED.json")]
+    return digest([__version__, *(file_hash(file) if file.is_file() else None for file in files)])
 
 
 def _no_model() -> Any:

@@ -75,7 +75,7 @@ class Finished:
                 f"again to train it anew"
             )
         read_json(path / "DONE.json")
-        if self.folder.state(key) is None:
+        if not self.folder.finished(key):
             raise RunFolderError(
                 f"a file of the run {key} is missing or was changed after it finished; run the experiment again"
             )

@@ -1,24 +1,27 @@
-"""Which runs of a results folder are done, read from the folder alone."""
+"""Which runs of a results folder are done, and which process is at work on which, read from the folder alone."""
 
-import json
 from pathlib import Path
 
 from tropism.experiments.after.finished import Finished
+from tropism.experiments.claims import Claims
 from tropism.experiments.plan import plan
+from tropism.experiments.store import RunKey
 
 
 def of(path: Path) -> list[tuple[str, str, str]]:
-    """(run, state, seconds) of every run that the folder's experiment has."""
+    """Return (run, state, seconds) of every run that the folder's experiment has."""
     found = Finished.read(path)
-    folder = found.folder
-    rows = []
-    for key in plan(found.experiment):
-        done = folder.state(key)
-        failed = folder.run_path(key) / "FAILED.json"
-        if done is not None:
-            rows.append((str(key), "done", str(done["seconds"])))
-        elif failed.is_file():
-            rows.append((str(key), "failed: " + json.loads(failed.read_text(encoding="utf-8"))["error"], ""))
-        else:
-            rows.append((str(key), "not finished" if folder.run_path(key).is_dir() else "not begun", ""))
-    return rows
+    return [_row(found, key) for key in plan(found.experiment)]
+
+
+def _row(found: Finished, key: RunKey) -> tuple[str, str, str]:
+    owner = Claims(found.folder.path).holder(f"runs/{key}")
+    if owner is not None:
+        return str(key), f"running: {owner}", ""
+    stamp = found.folder.finished(key)
+    if stamp:
+        return str(key), "done", str(stamp.said.get("seconds", ""))
+    failure = found.folder.failure(key)
+    if failure:
+        return str(key), f"failed: {failure.get('error', 'no reason was written')}", ""
+    return str(key), "not finished" if found.folder.run_path(key).is_dir() else "not begun", ""

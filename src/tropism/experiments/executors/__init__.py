@@ -1,0 +1,1 @@
+"""Who does the runs of a prepared experiment: `local.py`, this process, beside any others on the same folder."""

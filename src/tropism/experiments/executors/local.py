@@ -1,0 +1,119 @@
+"""Does runs in this process, one after another, and shares them with other processes that work on the same folder.
+
+A run that another process is at is left to it; in the end this process waits until each run has ended, whoever does it,
+and takes over what a dead process left.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tropism.errors import ClaimLost
+from tropism.experiments import store
+from tropism.experiments.claims import POLL_S, Claim, Claims
+from tropism.experiments.one_run import Outcome, run_one
+from tropism.experiments.plan import needs
+from tropism.experiments.prepared import Prepared
+from tropism.experiments.progress import Progress
+from tropism.experiments.store import Folder, RunKey
+
+
+def work(
+    prepared: Prepared,
+    todo: Sequence[RunKey],
+    failures: Mapping[RunKey, str],
+    progress: Progress,
+    after_each: Callable[[], object],
+) -> list[Outcome]:
+    """Do the runs of `todo` that nobody else does, and return how each of them ended.
+
+    `failures` are the failures that were there before (see `known_failures`): those runs are tried again, while a run that
+    another process has failed since is not. `after_each` is called after every run that this process did.
+    """
+    waits_for = _order(prepared, todo)
+    pending, outcomes, told = list(todo), list[Outcome](), ""
+    while pending:
+        ended = []
+        for key in list(pending):
+            if any(other in pending for other in waits_for[key]):
+                continue
+            outcome = _attempt(prepared, key, failures.get(key, ""), progress, (len(outcomes) + 1, len(todo)))
+            if outcome is None:
+                continue
+            pending.remove(key)
+            ended.append(outcome)
+            outcomes.append(outcome)
+            if outcome.elsewhere:
+                progress.say(f"{key}: {outcome}, by another process")
+            else:
+                progress.finish(str(key), outcome.seconds, str(outcome))
+                after_each()
+        if pending and not ended:
+            told = _tell(prepared.folder, pending, told, progress)
+            time.sleep(POLL_S)
+    return outcomes
+
+
+def known_failures(folder: Folder, keys: Sequence[RunKey]) -> dict[RunKey, str]:
+    """Return which failure each run's folder holds, so that a later one can be told from it."""
+    return {key: str(folder.failure(key).get("attempt", "")) for key in keys if folder.failure(key)}
+
+
+def _order(prepared: Prepared, todo: Sequence[RunKey]) -> dict[RunKey, list[RunKey]]:
+    """Return, for each run, the runs before it in `todo` whose adapters it reads; alone, they have ended by its turn."""
+    place = {key: index for index, key in enumerate(todo)}
+    return {
+        key: [
+            other
+            for other in needs(prepared.experiment, prepared.public, key)
+            if place.get(other, len(todo)) < place[key]
+        ]
+        for key in todo
+    }
+
+
+def _attempt(
+    prepared: Prepared, key: RunKey, known_failure: str, progress: Progress, place: tuple[int, int]
+) -> Outcome | None:
+    """Do one run, unless another process is at it (None), or has done or failed it since."""
+    claim = Claims(prepared.folder.path).take(f"runs/{key}")
+    if claim is None:
+        return None
+    with claim:
+        # Looked at under the claim: until it was taken, the run may have been another's.
+        if prepared.folder.is_done(key, store.evaluate_identity(prepared.experiment, prepared.public, key)):
+            return Outcome(key, 0.0, elsewhere=True)
+        failure = prepared.folder.failure(key)
+        if failure and failure.get("attempt", "") != known_failure:
+            return Outcome(key, 0.0, str(failure.get("error", "no reason was written")), elsewhere=True)
+        progress.start(str(key), *place)
+        try:
+            return run_one(prepared, key, _Claimed(progress, claim), claim.check)
+        except ClaimLost as lost:
+            progress.say(f"{key}: {lost}")
+            return None
+
+
+@dataclass(frozen=True)
+class _Claimed(Progress):
+    """Passes progress on for as long as the run is this process's."""
+
+    progress: Progress
+    claim: Claim
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def phase(self, what: str, done: int, of: int, values: Mapping[str, float] | None = None) -> None:
+        self.claim.check()
+        self.progress.phase(what, done, of, values)
+
+
+def _tell(folder: Folder, pending: Sequence[RunKey], told: str, progress: Progress) -> str:
+    """Say whom this process waits for, where that is not what it said last."""
+    claims = Claims(folder.path)
+    others = [f"{key} ({owner})" for key in pending if (owner := claims.holder(f"runs/{key}"))]
+    line = f"waiting for {', '.join(others)}"
+    if others and line != told:
+        progress.say(line)
+    return line if others else told

@@ -18,6 +18,9 @@ from tropism.forecasting.trait import Trait, load_all
 from tropism.site import sites as select_sites
 from tropism.training.options import TrainOptions
 
+MOST_SCORED = 20_000
+"""Rows whose text the scorers read."""
+
 Tier = Literal["auto", "projection", "gradient", "dry_run"]
 
 
@@ -174,6 +177,8 @@ def forecast(
         **kwargs,
     )
     sites = select_sites(model, chosen.sites)
+    # The scorer reads text alone, so it reads every row and not only the measured ones.
+    everything = [example.chat for example in examples if example.response][:MOST_SCORED]
     say(f"reading {len(sample.chats)} rows and {len(sample.own)} own answers")
     h = projection.read(model, tokenizer, sample.chats, sites, **kwargs)
     own = projection.read(model, tokenizer, sample.own, sites, where="own answer", **kwargs)
@@ -184,7 +189,7 @@ def forecast(
         axis = projection.find_axis(
             model, tokenizer, trait, sites, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, **kwargs
         )
-        measured.append(_measure(axis, sample, h, own, pulls, chosen))
+        measured.append(_measure(axis, sample, everything, h, own, pulls, chosen))
     corrected = _corrected(measured)
     dry: dict[str, dry_run.Predicted] = {}
     planned = None if recipe is None else recipe.steps(sample.rows)
@@ -258,13 +263,14 @@ class _Gradients:
 def _measure(
     axis: projection.Axis,
     sample: Sample,
+    everything: Sequence[Chat],
     h: projection.Activations,
     own: projection.Activations,
     pulls: _Gradients | None,
     options: Options,
 ) -> _Measured:
     rows = _scores(axis.trait, sample.chats)
-    rated = evidence.rated(_finite(rows), _finite(_scores(axis.trait, sample.own)))
+    rated = evidence.rated(_finite(_scores(axis.trait, everything)), _finite(_scores(axis.trait, sample.own)))
     if not axis.valid:
         return _Measured(axis, rated, None, None, None)
     z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)

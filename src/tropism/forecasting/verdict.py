@@ -7,13 +7,15 @@
 - **possible**: the rows carry the trait and no dry run says otherwise; or something speaks for it and nothing decides.
 - **none**: the rows do not carry it, or a dry run's predicted rise lies below the margin.
 
-The rows *carry* a trait where its scorer finds it in them more often than in the model's own answers. Where the scorer
+The rows *carry* a trait where its scorer finds it in them more often than in the model's own answers: beyond Holm's
+correction over all traits, or by five points or more at a level of 0.05 for this trait alone (a correction over sixteen
+traits would miss a fifth of the rows when the model answered only two dozen prompts itself). Where the scorer
 finds nothing, or there is none, the projection has to say so: a minority of rows stands out further than along random
 directions of the data's own covariance, or, without a scorer, the mean has moved further. With a scorer a moved mean
 alone does not count: any text of another domain than the model's own answers moves the mean along many directions.
 
-Each question is asked at a level of 0.05 over all traits together (Holm), so a library of sixteen traits does not find
-one in every data set by chance.
+The projections' questions are asked at a level of 0.05 over all traits together (Holm), so a library of sixteen traits
+does not find one in every data set by chance.
 """
 
 from collections.abc import Sequence
@@ -25,6 +27,8 @@ from tropism.forecasting.evidence import Projected, Pulled, Rated
 from tropism.stats import holm
 
 LEVEL = 0.05
+LEAST_EXCESS = 0.05
+"""A rate that is higher by this much counts without the correction over traits."""
 FEW_ROWS = 0.02
 """A share of rows above which a planted minority counts."""
 
@@ -57,8 +61,10 @@ class Corrected:
 
 def carried(rated: Rated | None, projected: Projected, p: Corrected) -> bool:
     """Whether the rows carry the trait beyond the nulls."""
-    if rated is not None and rated.excess > 0 and p.rate <= LEVEL:
-        return True
+    if rated is not None:
+        corrected = rated.excess > 0 and p.rate <= LEVEL
+        if corrected or (rated.excess >= LEAST_EXCESS and rated.p <= LEVEL):
+            return True
     if projected.tail > FEW_ROWS and p.tail <= LEVEL:
         return True
     return rated is None and projected.dose_low > 0 and p.dose <= LEVEL

@@ -13,7 +13,9 @@ The names below are the public interface, imported when first used: `import trop
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tropism import names
+
+__version__ = names.VERSION
 
 _HOME = {
     "Site": "site",

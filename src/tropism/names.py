@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+VERSION = "0.1.0"
+"""The package's version; here, and not in `tropism` itself, because that imports every module."""
+
 BASE = "base"
 """The condition name of the untrained model; it has no seed."""
 

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tropism import __version__
 from tropism.data.chats import check_chat
 from tropism.data.sources.formats import format_of, read_objects
 from tropism.data.sources.rows import example_of_row
 from tropism.errors import DataError, RunFolderError
+from tropism.names import VERSION
 
 Messages = tuple[dict[str, str], ...]
 Respond = Callable[[Sequence[Messages], int], Sequence[str | None]]
@@ -82,7 +82,7 @@ def synthesize(
     unique, repeated = _unique(read_prompts(prompts), chosen.system)
     provenance = {
         "model": model,
-        "tropism": __version__,
+        "tropism": VERSION,
         **chosen.model_dump(exclude={"batch_size", "samples"}),
     }
     target = Path(out)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tropism import __version__
+from tropism.names import VERSION
 from tropism.site import base_model
 
 # What makes two configs the same architecture. A list of what counts, because configs also hold what training and
@@ -59,7 +59,7 @@ def of_config(config: Any) -> dict[str, Any]:
 
 def version() -> str:
     """This package's version, as files record it."""
-    return __version__
+    return VERSION
 
 
 def _sha256(value: Any) -> str:

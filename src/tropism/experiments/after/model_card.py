@@ -11,12 +11,11 @@ import pandas as pd
 import yaml
 from huggingface_hub import ModelCardData
 
-from tropism import __version__
 from tropism.errors import RunFolderError
 from tropism.experiments.file.guards import parts, uses
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import RunKey
-from tropism.names import BASE
+from tropism.names import BASE, VERSION
 from tropism.results.caveats import caveats
 from tropism.results.folder import ExperimentFolder
 from tropism.results.roles import Role, role_of
@@ -191,7 +190,7 @@ class Card:
     def _again(self) -> str:
         e, environment = self.experiment, self.folder.environment
         versions = environment.get("versions") or {}
-        version = versions.get("tropism", __version__)
+        version = versions.get("tropism", VERSION)
         only = ",".join(dict.fromkeys([e.baseline, self.key.condition]))
         command = f"tropism run experiment.yaml --only {only}        # Tropism {version}"
         source, device = environment.get("model") or {}, environment.get("device") or ""

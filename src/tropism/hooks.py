@@ -100,6 +100,16 @@ def _see_output(see: Callable[[Tensor], None], _module: nn.Module, _args: Any, o
     see(first_tensor(output))
 
 
+def inside_first_block(model: nn.Module, see: Callable[[], None]) -> list[RemovableHandle]:
+    """Call `see` as each part of the first block begins to run: where a checkpoint of the block is entered already."""
+    first = next(iter(decoder_layers(model)), nn.Module())
+    return [part.register_forward_pre_hook(partial(_see, see)) for part in first.children()]
+
+
+def _see(see: Callable[[], None], _module: nn.Module, _args: Any) -> None:
+    see()
+
+
 def edit_input(module: nn.Module, edit: Edit) -> RemovableHandle:
     """Put `edit(h)` in place of the hidden states `h` that a module is called with; None leaves them."""
     return module.register_forward_pre_hook(partial(_edit_input, edit), with_kwargs=True)
@@ -217,10 +227,15 @@ class _Replaced:
 
     def __init__(self, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
         self._owner, self._method = owner, method
+        # What somebody else had put on the object itself (Unsloth does), and not on its class.
+        self._before = owner.__dict__.get(method)
         owner.__dict__[method] = replacement
 
     def remove(self) -> None:
-        self._owner.__dict__.pop(self._method, None)
+        if self._before is None:
+            self._owner.__dict__.pop(self._method, None)
+        else:
+            self._owner.__dict__[self._method] = self._before
 
 
 def around_generation(model: nn.Module, before: Callable[[], None], after: Callable[[], None]) -> list[Handle]:

@@ -1,8 +1,11 @@
 """What a guard refuses to be attached to, and why; found by looking at the model, without importing the wrappers."""
 
 import functools
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
 from tropism.errors import AttachError
@@ -18,8 +21,8 @@ DEEPSPEED = (
 REENTRANT = (
     "{what} under reentrant gradient checkpointing: it runs each block without a graph and again in the backward pass, "
     "so that guards on gradients are dropped or doubled without a sign; pass "
-    "gradient_checkpointing_kwargs={{'use_reentrant': False}} (the kinds that Unsloth and Axolotl bring are reentrant "
-    "too)"
+    "gradient_checkpointing_kwargs={{'use_reentrant': False}} (in LLaMA-Factory use_reentrant_gc: false; the kinds that "
+    "Unsloth and Axolotl bring, gradient_checkpointing: unsloth or offload, are reentrant too: use true)"
 )
 
 
@@ -38,15 +41,28 @@ def check(model: nn.Module, what: str) -> None:
         if hasattr(parameter, "ds_id"):
             raise AttachError(DEEPSPEED.format(what=what))
     for module in _checkpointed(model):
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        if isinstance(function, functools.partial) and _reentrant(function):
+        if _reentrant(getattr(module, "_gradient_checkpointing_func", None)):
             raise AttachError(REENTRANT.format(what=what))
 
 
-def _reentrant(function: functools.partial[object]) -> bool:
-    """Torch's default is still the reentrant kind; the offloading kinds of these two are, whatever they are told."""
-    home = getattr(function.func, "__module__", "").split(".")[0]
-    return home in ("unsloth", "unsloth_zoo", "axolotl") or bool(function.keywords.get("use_reentrant", True))
+def _reentrant(function: Any) -> bool:
+    """Whether a checkpointing function is of the reentrant kind, whatever it is wrapped in.
+
+    Torch's default is still the reentrant kind. The offloading kinds of Unsloth and Axolotl are, whatever they are
+    told, and so is any `autograd.Function`. LLaMA-Factory wraps its function with `functools.wraps`.
+    """
+    function = inspect.unwrap(function) if callable(function) else function
+    if isinstance(function, functools.partial):
+        told = function.keywords.get("use_reentrant", True)
+        return bool(told) or _reentrant_by_kind(inspect.unwrap(function.func))
+    return _reentrant_by_kind(function)
+
+
+def _reentrant_by_kind(function: Any) -> bool:
+    home = (getattr(function, "__module__", None) or "").split(".")[0]
+    owner = getattr(function, "__self__", None)
+    is_autograd = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+    return home in ("unsloth", "unsloth_zoo", "axolotl") or is_autograd
 
 
 def checkpoints(model: nn.Module) -> bool:

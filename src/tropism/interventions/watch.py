@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tropism import hooks
-from tropism.errors import GuardNotInForce
+from tropism.errors import AttachError, GuardNotInForce
 from tropism.interventions import support
 
 By = Literal["forward", "backward", "exit"]
@@ -88,11 +88,14 @@ class Watch:
         # Both are known from the first training pass on: trainers switch checkpointing on after a guard is attached.
         self._checked = False
         self._recomputed = False
+        # Whether the running forward pass began with gradients on, in training mode.
+        self._on_graph = False
 
     def handles(self) -> list[RemovableHandle]:
         """Start watching: the model's passes, and every optimiser's steps."""
         passes = hooks.around_pass(self.model, self.begin_forward, self.end_forward)
-        return [*passes, hooks.before_optimizer_step(self.before_step)]
+        inside = hooks.inside_first_block(self.model, self.see_inside)
+        return [*passes, *inside, hooks.before_optimizer_step(self.before_step)]
 
     def expect(self, what: str, by: By, due: Callable[[], bool]) -> None:
         """Add an edit that must happen."""
@@ -117,8 +120,14 @@ class Watch:
             self._checked = True
         self._settle_backward()
         self.phase = Phase.FORWARD
+        self._on_graph = module.training and torch.is_grad_enabled()
         self._fired_before_forward = dict(self.fired)
         self._reachable.clear()
+
+    def see_inside(self) -> None:
+        """Raise where a block runs without a graph although the pass has one: reentrant checkpointing, however hidden."""
+        if self.phase is Phase.FORWARD and self._on_graph and not torch.is_grad_enabled():
+            raise AttachError(support.REENTRANT.format(what=f"{self.guard} cannot guard this training"))
 
     def end_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """`FORWARD` → `IDLE`: check the edits of this pass, and wait for its backward pass."""

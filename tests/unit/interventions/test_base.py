@@ -2,7 +2,7 @@
 
 import sys
 import types
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -294,6 +294,46 @@ def test_checkpointing_that_is_reentrant_whatever_it_is_told(model, directions):
         tp.Ablation(directions).attach(model).__enter__()
     model.model._gradient_checkpointing_func = partial(checkpoint)  # torch's default
     with pytest.raises(AttachError, match="reentrant"):
+        tp.Ablation(directions).attach(model).__enter__()
+
+
+def test_checkpointing_hidden_in_a_closure(model, directions):
+    """LLaMA-Factory's: the function that transformers is given wraps the checkpoint, with `functools.wraps` or without."""
+
+    def closure(inner, keep_name):
+        def custom_gradient_checkpointing_func(function, *args, **kwargs):
+            return inner(function, *args, **kwargs)
+
+        return wraps(inner)(custom_gradient_checkpointing_func) if keep_name else custom_gradient_checkpointing_func
+
+    guard = tp.Ablation(directions)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            module._gradient_checkpointing_func = closure(partial(checkpoint, use_reentrant=True), True)
+    with pytest.raises(AttachError, match="cannot be attached under reentrant .*use_reentrant_gc: false"):
+        guard.attach(model).__enter__()
+    for reentrant in (True, False):
+        for module in model.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                module._gradient_checkpointing_func = closure(partial(checkpoint, use_reentrant=reentrant), False)
+        with guard.attach(model):
+            if reentrant:
+                with pytest.raises(AttachError, match="Ablation cannot guard this training under reentrant"):
+                    model(**tiny.batch())
+            else:
+                model(**tiny.batch()).loss.backward()
+            with torch.no_grad():
+                model(**tiny.batch())
+
+
+def test_an_autograd_function_that_checkpoints(model, directions):
+    class Offloading(torch.autograd.Function):
+        pass
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.model._gradient_checkpointing_func = Offloading.apply
+    with pytest.raises(AttachError, match="under reentrant gradient checkpointing"):
         tp.Ablation(directions).attach(model).__enter__()
 
 

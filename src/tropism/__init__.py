@@ -41,6 +41,8 @@ _HOME = {
     "Steering": "interventions.steering",
     "Intervention": "interventions.base",
     "InterventionCallback": "integrations.trainer_callback",
+    "RouteCollator": "integrations.columns",
+    "keep_columns": "integrations.columns",
     "mean_activations": "activations.capture",
     "GradientCache": "probes.gradient_cache",
     "collect_gradients": "probes.gradients",
@@ -105,6 +107,8 @@ if TYPE_CHECKING:
     from tropism.experiments.file.experiment import Experiment as Experiment
     from tropism.experiments.run import run as run
     from tropism.forecasting.forecast import forecast as forecast
+    from tropism.integrations.columns import RouteCollator as RouteCollator
+    from tropism.integrations.columns import keep_columns as keep_columns
     from tropism.integrations.trainer_callback import InterventionCallback as InterventionCallback
     from tropism.interventions.ablation import Ablation as Ablation
     from tropism.interventions.base import Intervention as Intervention

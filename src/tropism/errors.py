@@ -7,6 +7,7 @@ TropismError
 │   ├── DataError              chats and their files: file, line, what is wrong
 │   ├── ModelError             a model that cannot be found, loaded or understood
 │   ├── HubOutOfReach          (a DataError and a ModelError) the hub cannot be asked from here, so nothing is known of a name
+│   ├── AdapterMissing         (a ModelError and a KeyError) an adapter that the model does not have
 │   ├── SiteError              a site or a layer selector that the model does not have
 │   ├── DirectionsError        directions that are empty, zero, not finite, of another width
 │   │   └── DirectionsMismatch ... or that were found on another model
@@ -43,6 +44,13 @@ class ModelError(UsageError):
 
 class HubOutOfReach(DataError, ModelError):
     """A hub that cannot be asked from here: whether it has the model or the dataset is not known."""
+
+
+class AdapterMissing(ModelError, KeyError):
+    """An adapter that the model does not have, looked up by name."""
+
+    # A KeyError shows its message in quotes.
+    __str__ = Exception.__str__
 
 
 class SiteError(UsageError):

@@ -4,7 +4,7 @@ Blocks return a tensor in most architectures and a tuple that begins with one in
 `edit_activation` sees the tensor either way. Every function that places hooks returns handles.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial, wraps
 from typing import Any, Protocol, runtime_checkable
 
@@ -173,6 +173,15 @@ def around_forward(
     if after is not None:
         handles.append(module.register_forward_hook(after))
     return handles
+
+
+def without_columns(model: nn.Module, columns: Collection[str]) -> list[RemovableHandle]:
+    """Take named columns out of what a model is called with."""
+    return around_forward(model, before=partial(_drop, frozenset(columns)))
+
+
+def _drop(columns: frozenset[str], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args, {name: value for name, value in kwargs.items() if name not in columns}
 
 
 def around_pass(

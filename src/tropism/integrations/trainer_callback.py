@@ -7,7 +7,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tropism import hooks
 from tropism.errors import AttachError, GuardNotInForce
+from tropism.integrations import references
+from tropism.integrations.references import Passes
 from tropism.interventions.base import Attachment, Intervention
 
 DEEPSPEED = (
@@ -33,8 +36,13 @@ class InterventionCallback(TrainerCallback):
     Args:
         guard: the guard, or several composed with `|`.
         resume_from: the checkpoint folder that training resumes from, where it does not lie in `output_dir`.
+        rollouts: for guards on activations, whether what the model generates while it trains (GRPO) is sampled under
+            the guard, `"guarded"`, or without it, `"plain"`. vLLM samples without it always.
+        reference: likewise for the reference of DPO and its like. `"guarded"` guards a reference model of its own when
+            the callback is added with `add_to`; log-probabilities computed ahead of training can only be `"plain"`.
 
-    Raises: on `train()`, what `guard.attach` raises; `AttachError` under DeepSpeed and FSDP1.
+    Raises: on `train()`, what `guard.attach` raises; `AttachError` under DeepSpeed and FSDP1, and where rollouts or the
+    reference cannot be guarded as asked.
 
     ```python
     trainer = SFTTrainer(model, train_dataset=data, callbacks=[tp.InterventionCallback(guard)])
@@ -43,23 +51,41 @@ class InterventionCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, guard: Intervention, *, resume_from: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        guard: Intervention,
+        *,
+        resume_from: str | Path | None = None,
+        rollouts: Passes = "guarded",
+        reference: Passes = "guarded",
+    ) -> None:
+        references.check_passes("rollouts", rollouts)
+        references.check_passes("reference", reference)
         self.guard = guard
         self.attachment: Attachment | None = None
         self._resume_from = resume_from
+        self._rollouts, self._reference = rollouts, reference
+        self._trainer: Trainer | None = None
+        # What hangs on a reference model of its own: the guard, and what keeps the guard's columns from it.
+        self._follower: Attachment | None = None
+        self._strippers: list[hooks.Handle] = []
 
     def add_to(self, trainer: Trainer) -> "InterventionCallback":
         """Add this callback ahead of the trainer's others, so that trackers (wandb, TensorBoard) log the readings too.
 
-        `trainer.add_callback` puts it behind them: then the readings are in `trainer.state.log_history` only.
+        `trainer.add_callback` puts it behind them: then the readings are in `trainer.state.log_history` only. So added,
+        the callback also sees the trainer's reference model.
         """
         trainer.callback_handler.callbacks.insert(0, self)
+        self._trainer = trainer
         return self
 
     def detach(self) -> None:
         """Take the guard off without a last check; for after a training that raised."""
-        if self.attachment is not None and self.attachment.attached:
-            self.attachment.release()
+        for attachment in (self._follower, self.attachment):
+            if attachment is not None and attachment.attached:
+                attachment.release()
+        self._let_go_of_reference()
 
     def on_train_begin(
         self,
@@ -78,10 +104,14 @@ class InterventionCallback(TrainerCallback):
                 "InterventionCallback: the trainer gave no model to on_train_begin; use guard.attach(model)"
             )
         self.detach()
-        attachment = self.guard.attach(model, optimizer=optimizer)
+        references.check_rollouts(self.guard, args, self._rollouts)
+        reference = references.reference_model(self.guard, model, args, self._trainer, self._reference)
+        spare = references.spared(self.guard, model, self._rollouts, self._reference)
+        attachment = self.guard.attach(model, optimizer=optimizer, spare=spare)
         attachment.__enter__()
         self.attachment = attachment
         attachment.begin_training()
+        self._prepare_reference(attachment, reference)
         if state.global_step:
             attachment.load(self._resume_from or _checkpoint(args, state))
 
@@ -108,8 +138,26 @@ class InterventionCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Detach the guard, and raise if it was not in force."""
-        if self.attachment is not None and self.attachment.attached:
-            self.attachment.__exit__(None, None, None)
+        if self.attachment is None or not self.attachment.attached:
+            return
+        if self._follower is not None:
+            self._follower.__exit__(None, None, None)
+        self._let_go_of_reference()
+        self.attachment.__exit__(None, None, None)
+
+    def _prepare_reference(self, attachment: Attachment, guarded: nn.Module | None) -> None:
+        """Guard the reference model where it is to be guarded, and keep columns for the guard alone from it."""
+        followers = references.on_activations(self.guard)
+        if guarded is not None and followers is not None:
+            self._follower = followers.attach(guarded, leader=attachment).__enter__()
+        own = getattr(self._trainer, "ref_model", None)  # theirs: only some trainers have one
+        if own is not None and self.guard.batch_keys:
+            self._strippers = list(hooks.without_columns(own, self.guard.batch_keys))
+
+    def _let_go_of_reference(self) -> None:
+        for handle in self._strippers:
+            handle.remove()
+        self._strippers, self._follower = [], None
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from tropism.errors import ModelError
+from tropism.errors import AdapterMissing, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -37,7 +37,20 @@ def two_adapters(
     peft_model = get_peft_model(model, copy.deepcopy(retain), adapter_name=retain_name)
     peft_model.add_adapter(forget_name, copy.deepcopy(forget))
     activate_both(peft_model, retain_name, forget_name)
+    tuner: Any = peft_model.base_model
+    tuner.peft_config = _Adapters(tuner.peft_config)
     return peft_model
+
+
+class _Adapters(dict[str, Any]):
+    """The adapters by name. Trainers look one up that is called 'default', and are told why there is none."""
+
+    def __missing__(self, name: str) -> Any:
+        raise AdapterMissing(
+            f"the model has no adapter {name!r}, it has {', '.join(map(repr, self))}; TRL's DPOTrainer and GRPOTrainer "
+            "copy the adapter 'default' as their reference: with two adapters pass DPOTrainer a ref_model of its own "
+            "(the base model), and train GRPO with beta=0"
+        )
 
 
 def activate_both(model: PeftModel, retain: str = "retain", forget: str = "forget") -> None:

@@ -36,6 +36,7 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q --doctest-modules src
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def render(
     An earlier turn that the template shows otherwise than it was generated (Qwen3 leaves out earlier thinking) is
     marked as it is shown. `render_rows` cuts such a chat into one row a turn, which is what an experiment trains on.
 
-    >>> render(tokenizer, chat).response_mask
+    >>> render(tokenizer, chat).response_mask  # doctest: +SKIP
     """
     return next(
         render_many(

@@ -30,7 +30,7 @@ def build(folder: Path) -> Path:
         RunFolderError: this is not an experiment folder, or a file in it is damaged; the message names file and line.
 
     Example:
-        >>> build(Path("runs/caps"))
+        >>> build(Path("runs/caps"))  # doctest: +SKIP
         PosixPath('runs/caps/report.html')
     """
     loaded = load(Path(folder))

@@ -112,7 +112,7 @@ def summary_table(
         RunFolderError: a column is missing or a measurement is there twice.
 
     Example:
-        >>> table = summary_table(results, experiment)
+        >>> table = summary_table(results, experiment)  # doctest: +SKIP
         >>> table.loc[table.metric == "accuracy", ["arm", "value", "low", "high", "difference"]]
     """
     results, _ = check_results(results)

@@ -307,6 +307,7 @@ def test_checkpointing_hidden_in_a_closure(model, directions):
         return wraps(inner)(custom_gradient_checkpointing_func) if keep_name else custom_gradient_checkpointing_func
 
     guard = tp.Ablation(directions)
+    model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if hasattr(module, "_gradient_checkpointing_func"):

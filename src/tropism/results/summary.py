@@ -113,7 +113,7 @@ def summary_table(
 
     Example:
         >>> table = summary_table(results, experiment)  # doctest: +SKIP
-        >>> table.loc[table.metric == "accuracy", ["arm", "value", "low", "high", "difference"]]
+        >>> table.loc[table.metric == "accuracy", ["arm", "value", "low", "high", "difference"]]  # doctest: +SKIP
     """
     results, _ = check_results(results)
     rows = [astuple(row) for row in _rows(results, experiment, scores)]

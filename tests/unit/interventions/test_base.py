@@ -297,6 +297,7 @@ def test_checkpointing_that_is_reentrant_whatever_it_is_told(model, directions):
         tp.Ablation(directions).attach(model).__enter__()
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_checkpointing_hidden_in_a_closure(model, directions):
     """LLaMA-Factory's: the function that transformers is given wraps the checkpoint, with `functools.wraps` or without."""
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from tropism import __version__
 from tropism.experiments import prepare
 from tropism.experiments.analyses import Study, load_analyses
 from tropism.experiments.file.spec import ExperimentSpec
@@ -15,6 +14,7 @@ from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, digest
+from tropism.names import VERSION
 
 MADE_OF = ".report.json"
 """The file that says what the report was drawn from."""
@@ -54,7 +54,7 @@ def _made_of(experiment: ExperimentSpec, folder: Folder) -> str:
     """Return a hash of all that the report is drawn from: the experiment, its tables and how each run ended."""
     files = [folder.path / "experiment.yaml", folder.path / "results.csv"]
     files += [folder.run_path(key) / name for key in plan(experiment) for name in ("DONE.json", "FAILED.json")]
-    return digest([__version__, *(file_hash(file) if file.is_file() else None for file in files)])
+    return digest([VERSION, *(file_hash(file) if file.is_file() else None for file in files)])
 
 
 def _no_model() -> Any:

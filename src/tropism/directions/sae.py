@@ -1,7 +1,6 @@
 """SAE latents: decoder rows of the latents that tell the two sides apart, from an SAE that SAELens can load."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import linalg
+from tropism.directions.dictionary import FILE as AE_FILE
+from tropism.directions.dictionary import Dictionary, read_dictionary
 from tropism.directions.finder import Collector, Finder, Found, Unit, Window
 from tropism.directions.mean_difference import RunningMean
 from tropism.errors import DirectionsError
@@ -28,16 +29,6 @@ _STREAMS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Dictionary:
-    """What of an SAE a finder uses: `encode` takes `[n, d]` to latents `[n, d_sae]`; `W_enc` is `[d, d_sae]`."""
-
-    encode: Callable[[Tensor], Tensor]
-    W_enc: Float[Tensor, "d s"]
-    W_dec: Float[Tensor, "s d"]
-    site: Site | None
-
-
 @dataclass(frozen=True)
 class SAELatents(Finder):
     """The decoder rows `W_dec[i]` of `k` latents, normalised and then orthonormalised, `[≤k, d_model]`.
@@ -49,9 +40,10 @@ class SAELatents(Finder):
     - `attribution`: `−(mean⁺ − mean⁻) of (W_dec·∂L/∂h) ⊙ z`: to first order, how much a latent lowers the loss of the
       positive responses, less how much it lowers the negative ones'.
 
-    The SAE comes from a local `folder` (as SAELens, or `tropism directions train-sae`, saves it) or by `release` and
-    `sae_id`; it belongs to one site, read from its `hook_name` unless `site` says. `latents` picks latents by hand.
-    Needs the extra `sae`. Sources: the criteria of CAFT (Casademunt et al., 2025) and of Wang et al. (2025).
+    The SAE comes from a local `folder` (as SAELens, or `tropism directions train-sae`, saves it; or as
+    `dictionary_learning` does, `ae.pt` with `config.json`) or by `release` and `sae_id`; it belongs to one site, which it
+    names itself unless `site` says. `latents` picks latents by hand. Needs the extra `sae`, except for `ae.pt`.
+    Sources: the criteria of CAFT (Casademunt et al., 2025) and of Wang et al. (2025).
 
     Raises `DirectionsError` where the SAE is of another width or site, or fewer than `k` latents separate the sides.
     """
@@ -184,12 +176,17 @@ class SAECollector(Collector):
 
 @lru_cache(maxsize=4)
 def load_dictionary(folder: str | None, release: str | None, sae_id: str | None) -> Dictionary:
-    """An SAE from a local folder or the hub, through SAELens; raises `DirectionsError` where there is none."""
+    """Load an SAE from a local folder or the hub; raises `DirectionsError` where there is none.
+
+    A folder of `dictionary_learning` (`ae.pt`) is read as it is, any other through SAELens.
+    """
+    if folder is not None and (Path(folder).name == AE_FILE or (Path(folder) / AE_FILE).is_file()):
+        return read_dictionary(Path(folder))
     library = require("sae_lens", extra="sae", purpose="reading SAEs")
     try:
         if folder is not None:
             if not (Path(folder) / "cfg.json").is_file():
-                raise DirectionsError(f"no SAE in {folder!r}: expected cfg.json and sae_weights.safetensors there")
+                raise DirectionsError(f"no SAE in {folder!r}: expected cfg.json and sae_weights.safetensors, or ae.pt")
             sae = library.SAE.load_from_disk(folder, device="cpu", dtype="float32")
         else:
             sae = library.SAE.from_pretrained(release, sae_id, device="cpu")

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 
 import gguf
 import numpy as np
@@ -81,6 +82,105 @@ def test_one_row_a_block_is_not_shifted(tmp_path):
     file = tmp_path / "vectors.pt"
     torch.save(rows(L), file)
     assert load(file).directions.sites == tuple(tp.Site(i) for i in range(L))
+
+
+@pytest.mark.parametrize("keys", [int, np.int64, str])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_caft_s_own_pca_output_is_numpy_arrays_by_layer(tmp_path, keys, dtype):
+    held = {layer: rows(3, layer).numpy().astype(dtype) for layer in (1, 3)}
+    file = tmp_path / "qwen-lmsys-responses.pt"
+    torch.save({keys(layer): value for layer, value in held.items()}, file)
+    found = load(file)
+    for layer, value in held.items():
+        torch.testing.assert_close(found.directions.vectors[tp.Site(layer)], torch.from_numpy(value).float())
+
+
+def test_caft_s_output_of_numpy_1_is_read_too(tmp_path):
+    """NumPy 1 called its module `numpy.core`; the published files are of it."""
+    file = tmp_path / "old.pt"
+    torch.save({1: rows(3).numpy()}, file)
+    with zipfile.ZipFile(file) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    old = {name: value.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") for name, value in parts.items()}
+    assert old != parts
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as whole:
+        for name, value in old.items():
+            whole.writestr(name, value)
+    torch.testing.assert_close(load(file).directions.vectors[tp.Site(1)], rows(3))
+
+
+def test_an_array_of_objects_in_a_pt_is_refused(tmp_path):
+    proof, file = tmp_path / "executed", tmp_path / "evil.pt"
+    for value in (np.array([Bomb(proof)], dtype=object), np.array([None], dtype=object), np.zeros(2, dtype="f4,f8")):
+        torch.save({1: value}, file)
+        with pytest.raises(DirectionsError, match="holds more than tensors, or is damaged"):
+            load(file)
+    assert not proof.exists()
+
+
+def test_the_one_entry_with_directions_needs_no_key(tmp_path):
+    """The mean differences of backward CAFT, as published: directions, their norms and a config."""
+    held = {layer: rows(1, layer)[0] for layer in (1, 3)}
+    file = tmp_path / "meandiff.pt"
+    norms = {layer: float(vector.norm()) for layer, vector in held.items()}
+    torch.save({"directions": held, "norms": norms, "config": {"mode": "two_models", "layers": [1, 3]}}, file)
+    found = load(file)
+    assert found.directions.sites == (tp.Site(1), tp.Site(3))
+    assert found.notes == ("from the entry 'directions'",)
+    torch.save({"directions": held, "others": held}, file)
+    with pytest.raises(DirectionsError, match=r"holds directions, others; say which with Reading.key"):
+        load(file)
+    nested = {1: {"components": rows(2), "explained_variance": torch.ones(2)}}
+    assert load(nested).notes == ("each layer's entry 'components'",)
+
+
+def test_a_file_for_each_layer_is_one_set_of_directions(tmp_path):
+    files = []
+    for layer in (1, 3):
+        files.append(tmp_path / f"components_layer_{layer}.npy")
+        np.save(files[-1], rows(3, layer).numpy())
+    found = load(files, components={1: (0, 2), 3: (1,)})
+    assert torch.equal(found.directions.vectors[tp.Site(1)], rows(3, 1)[[0, 2]])
+    assert torch.equal(found.directions.vectors[tp.Site(3)], rows(3, 3)[[1]])
+    assert found.directions.provenance["imported"]["file"] == [file.name for file in files]
+    assert found.directions.provenance["components"] == {"1": [0, 2], "3": [1]}
+    with pytest.raises(DirectionsError, match="two files hold directions at resid_post.1; name one of them"):
+        load([files[0], files[0]])
+
+
+def test_components_are_chosen_of_every_format(tmp_path):
+    own = tp.Directions({tp.Site(1): rows(3)}).save(tmp_path / "own.safetensors")
+    for source in (own, {1: rows(3)}, {1: rows(3).T.contiguous()}):
+        assert torch.equal(load(source, components=(2, 0)).directions.vectors[tp.Site(1)], rows(3)[[2, 0]])
+
+
+def test_an_sae_gives_the_decoder_rows_of_its_latents(tmp_path):
+    W_dec = torch.nn.functional.normalize(torch.randn(20, D), dim=1)
+    file = tmp_path / "ae.pt"
+    torch.save(
+        {"decoder.weight": W_dec.T, "encoder.weight": W_dec, "encoder.bias": torch.ones(20), "bias": torch.ones(D)},
+        file,
+    )
+    with pytest.raises(
+        DirectionsError, match=r"is an SAE of 20 latents; say which with Reading.components \(--components"
+    ):
+        load(file)
+    with pytest.raises(DirectionsError, match="does not say which block the SAE belongs to"):
+        load(file, components=(3, 17))
+    (tmp_path / "config.json").write_text('{"trainer": {"layer": 2, "k": 4}}')
+    found = load(file, components=(3, 17))
+    torch.testing.assert_close(found.directions.vectors[tp.Site(2)], W_dec[[3, 17]])
+    assert found.directions.provenance["components"] == [3, 17]
+    assert load(file, components={2: (5,)}, layer=2).directions.vectors[tp.Site(2)].shape == (1, D)
+    with pytest.raises(DirectionsError, match="there is no number 20; the 20 directions are 0 to 19"):
+        load(file, components=(20,))
+
+
+def test_lora_factors_are_sent_to_the_parameter_directions():
+    with pytest.raises(
+        DirectionsError, match="these are directions in weight space; name the file under 'parameter_directions"
+    ):
+        load({"base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight": rows(2)})
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -170,10 +170,11 @@ def check_after(spec: GuardSpec, parameter_directions: set[str]) -> None:
 
 def build_parameter_directions(options: Mapping[str, Any], adapters: Mapping[str, Any]) -> "ParameterDirections":
     """The parameter directions that a file describes, from the folders of prepared adapters."""
-    from tropism.directions.parameter import ParameterDirections, parameter_directions
+    from tropism.directions.foreign_parameters import read_parameter_directions
+    from tropism.directions.parameter import parameter_directions
 
     if "file" in options:
-        return ParameterDirections.load(options["file"])
+        return read_parameter_directions(options["file"])
     if "difference" in options:
         tuned, other = (adapters[name] for name in options["difference"])
         return parameter_directions(tuned, minus=other)

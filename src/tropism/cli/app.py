@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from tropism import errors
-from tropism.cli import chat, evaluate, experiments, forecast, from_adapter, pressure, push, report, synthesize
+from tropism.cli import (
+    chat,
+    evaluate,
+    experiments,
+    forecast,
+    from_adapter,
+    pressure,
+    push,
+    report,
+    synthesize,
+)
 from tropism.cli.directions import directions_app
 
 

@@ -1,15 +1,24 @@
-"""`tropism directions`: find, validate, import, show, train-sae."""
+"""`tropism directions`: find, validate, show, train-sae."""
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tropism.cli.directions_inputs import FinderName, make_contrast, make_finder, score_behaviour
+from tropism.cli import import_directions
+from tropism.cli.directions_inputs import ContrastOptions, FinderName, make_contrast, make_finder, score_behaviour
 from tropism.cli.directions_output import print_report, progress_console, say, show_directions, status
-from tropism.cli.options import BatchSize, Device, Model, PositionName
+from tropism.cli.options import (
+    BatchSize,
+    Columns,
+    ComponentChoice,
+    Device,
+    Model,
+    PositionName,
+    parse_columns,
+    parse_components,
+)
 from tropism.errors import UsageError
 
 directions_app = typer.Typer(
@@ -19,28 +28,16 @@ directions_app = typer.Typer(
 )
 
 
-class OrientationName(StrEnum):
-    """Which side of a matrix is a direction."""
-
-    rows = "rows"
-    columns = "columns"
-
-
-class IndexingName(StrEnum):
-    """What layer numbers count."""
-
-    blocks = "blocks"
-    hidden_states = "hidden_states"
-
+import_directions.register(directions_app)
 
 File = Annotated[Path, typer.Argument(help="A directions file (.safetensors).")]
 ContrastFile = Annotated[
     Path | None,
-    typer.Option("--contrast", help="JSONL file with rows {prompt, positive, negative} or {messages, label}."),
+    typer.Option("--contrast", help="File with rows {prompt, positive, negative} or {messages, label}."),
 ]
 Chats = Annotated[
     str | None,
-    typer.Option("--chats", help="Chats for --promote and --suppress, or for --tuned: a source or a .jsonl file."),
+    typer.Option("--chats", help="Chats for --promote and --suppress, or for --tuned: a source, a file or a folder."),
 ]
 Promote = Annotated[str | None, typer.Option("--promote", help="System prompt that asks for the trait.")]
 Suppress = Annotated[str | None, typer.Option("--suppress", help="System prompt that asks for the opposite.")]
@@ -51,6 +48,9 @@ Tuned = Annotated[
 Score = Annotated[
     str | None,
     typer.Option("--score", help="Score the model's own answers with this scorer, and correlate with projections."),
+]
+Split = Annotated[
+    str, typer.Option("--split", help="Which split of --chats to read, and which rows of it: test, train[:70%].")
 ]
 Size = Annotated[int | None, typer.Option("--size", min=2, help="Take this many chats from the source.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sample, the split and the finder.")]
@@ -74,6 +74,8 @@ def find(
     promote: Promote = None,
     suppress: Suppress = None,
     tuned: Tuned = None,
+    columns: Columns = None,
+    split: Split = "train",
     finder: Annotated[FinderName, typer.Option("--finder", help="How to find them.")] = FinderName.mean_difference,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Directions per site, for pca and sae_latents.")] = None,
     sae: Annotated[Path | None, typer.Option("--sae", help="Folder of the SAE, for sae_latents.")] = None,
@@ -84,6 +86,7 @@ def find(
         PositionName, typer.Option("--positions", help="Which tokens to read.")
     ] = PositionName.response,
     held_out: Annotated[float, typer.Option("--held-out", help="Share of the prompts held out for validation.")] = 0.25,
+    components: ComponentChoice = None,
     score: Score = None,
     size: Size = None,
     batch_size: BatchSize = 16,
@@ -99,8 +102,11 @@ def find(
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, found {out}")
     chosen = make_finder(finder, k, sae)
+    options = ContrastOptions(contrast, chats, promote, suppress, tuned, parse_columns(columns), split, size, seed)
+    options.check()
+    taken = parse_components(components)
     loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
-    contrasted = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
+    contrasted = make_contrast(loaded, options)
     where = [chosen.dictionary().site] if isinstance(chosen, tp.SAELatents) else tp.sites(loaded, sites)
     with status("finding directions") as shown:
         validated = find_and_validate(
@@ -112,6 +118,7 @@ def find(
             finder=chosen,
             positions=positions.value,
             held_out=held_out,
+            components=taken,
             evidence=Evidence(partial(score_behaviour, loaded, tokenizer, score), batch_size=batch_size, seed=seed),
             phase=shown.update,
         )
@@ -131,6 +138,8 @@ def validate(
     promote: Promote = None,
     suppress: Suppress = None,
     tuned: Tuned = None,
+    columns: Columns = None,
+    split: Split = "train",
     against: Annotated[
         list[Path] | None, typer.Option("--against", help="Other directions, to report the angles between them.")
     ] = None,
@@ -147,13 +156,15 @@ def validate(
     from tropism.directions.pipeline import Evidence
     from tropism.directions.validity import validity_path
 
+    options = ContrastOptions(contrast, chats, promote, suppress, tuned, parse_columns(columns), split, size, seed)
+    options.check()
     directions = tp.Directions.load(file)
     others = {path.stem: tp.Directions.load(path) for path in against or ()}
     loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
     checked = directions.check_model(loaded, force=force)
     if checked is not directions:
         checked.save(file)
-    contrasted = make_contrast(loaded, contrast, chats, promote, suppress, tuned, size, seed)
+    contrasted = make_contrast(loaded, options)
     evidence = Evidence(
         partial(score_behaviour, loaded, tokenizer, score), others, batch_size=batch_size, seed=seed, force=force
     )
@@ -173,65 +184,6 @@ def validate(
         report.require_trusted()
 
 
-@directions_app.command("import")
-def import_(
-    file: Annotated[
-        Path, typer.Argument(help="CAFT .npy, persona-vectors .pt, backward-CAFT .pt, repeng .gguf, .safetensors.")
-    ],
-    model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write to this file; by default beside FILE, as .safetensors.")
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", min=0, help="Which block a file with a single matrix belongs to.")
-    ] = None,
-    orientation: Annotated[
-        OrientationName | None,
-        typer.Option("--orientation", help="Whether directions are the rows or the columns of a square matrix."),
-    ] = None,
-    indexing: Annotated[
-        IndexingName | None,
-        typer.Option("--indexing", help="Whether layer numbers count blocks or index hidden_states."),
-    ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Which entry of a nested dictionary to read.")] = None,
-    force: Force = False,
-) -> None:
-    """Import directions from another project's file."""
-    from transformers import AutoConfig
-
-    import tropism as tp
-    from tropism import models
-    from tropism.directions import provenance
-    from tropism.directions.foreign import Reading
-
-    source = models.resolve(model)
-    config = AutoConfig.from_pretrained(source.path, revision=source.revision if source.path == source.name else None)
-    config.name_or_path = source.name
-    text = config.get_text_config(decoder=True)
-    found = tp.import_directions(
-        file,
-        width=text.hidden_size,
-        layers=text.num_hidden_layers,
-        reading=Reading(
-            layer, None if orientation is None else orientation.value, None if indexing is None else indexing.value, key
-        ),
-    )
-    directions = found.directions
-    if "model" in directions.provenance:
-        directions = directions.check_config(config, force=force)
-    else:
-        about = {**directions.provenance, "model": provenance.of_config(config), "tropism": provenance.version()}
-        directions = tp.Directions(directions.vectors, about, directions.covariance)
-    target = out or file.with_suffix(".safetensors")
-    if target.resolve() == file.resolve():
-        raise UsageError(f"{file} would be overwritten; give another name with --out")
-    directions.save(target)
-    say(f"recognised as: [bold]{found.format}[/bold]")
-    for note in found.notes:
-        say(f"  {note}")
-    show_directions(directions, target)
-
-
 @directions_app.command()
 def show(file: File) -> None:
     """Show what a directions file contains and where it came from."""
@@ -248,7 +200,7 @@ def show(file: File) -> None:
 @directions_app.command("train-sae")
 def train_sae(
     model: Model,
-    chats: Annotated[str, typer.Option("--chats", help="Chats to train on: a source or a .jsonl file.")],
+    chats: Annotated[str, typer.Option("--chats", help="Chats to train on: a source, a file or a folder.")],
     site: Annotated[str, typer.Option("--site", help="The site, such as 12 or resid_post.12.")],
     out: Annotated[Path, typer.Option("--out", help="Write the SAE to this folder, in SAELens format.")],
     expansion: Annotated[int, typer.Option("--expansion", min=1, help="Latents per dimension of the model.")] = 4,

@@ -1,5 +1,7 @@
 """Turn the options of `tropism directions` into a finder, a contrast and scored answers."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,39 +43,61 @@ def make_finder(name: FinderName, k: int | None, sae: Path | None) -> "Finder":
     return tp.MeanDifference()
 
 
-def make_contrast(
-    model: Any,
-    file: Path | None,
-    chats: str | None,
-    promote: str | None,
-    suppress: str | None,
-    tuned: Path | None,
-    size: int | None,
-    seed: int,
-) -> "Contrast":
-    """Return the contrast that the options describe; raises `UsageError` unless they describe exactly one."""
+@dataclass(frozen=True)
+class ContrastOptions:
+    """The options of a command that describe a contrast."""
+
+    file: Path | None
+    chats: str | None
+    promote: str | None
+    suppress: str | None
+    tuned: Path | None
+    columns: Mapping[str, str] | None
+    split: str
+    size: int | None
+    seed: int
+
+    def check(self) -> None:
+        """Raise `UsageError` unless the options describe one contrast; needs no model."""
+        named = (("--contrast", self.file), ("--promote", self.promote), ("--tuned", self.tuned))
+        given = [name for name, value in named if value is not None]
+        if len(given) != 1:
+            raise UsageError(
+                "give one contrast: --contrast FILE, or --promote TEXT --suppress TEXT --chats SOURCE, or --tuned ADAPTER "
+                f"--chats SOURCE; found {' and '.join(given) or 'none of them'}"
+            )
+        if self.file is not None:
+            unused = {
+                "--chats": self.chats,
+                "--size": self.size,
+                "--split": None if self.split == "train" else self.split,
+            }
+            for name, value in unused.items():
+                if value is not None:
+                    raise UsageError(f"{name} goes with --promote or --tuned, and does nothing with --contrast FILE")
+        elif self.chats is None:
+            raise UsageError(f"{given[0]} needs --chats SOURCE: the chats to read both sides on")
+        if self.promote is not None and self.suppress is None:
+            raise UsageError("--promote needs --suppress: the system prompt that asks for the opposite")
+
+
+def make_contrast(model: Any, options: ContrastOptions) -> "Contrast":
+    """Return the contrast that checked options describe."""
     import tropism as tp
     from tropism.data import sources
     from tropism.directions.contrast_files import prompts_of, read_contrast
 
-    given = [
-        name for name, value in (("--contrast", file), ("--promote", promote), ("--tuned", tuned)) if value is not None
-    ]
-    if len(given) != 1:
-        raise UsageError(
-            "give one contrast: --contrast FILE, or --promote TEXT --suppress TEXT --chats SOURCE, or --tuned ADAPTER "
-            f"--chats SOURCE; found {' and '.join(given) or 'none of them'}"
-        )
-    if file is not None:
-        return read_contrast(file)
-    if chats is None:
-        raise UsageError(f"{given[0]} needs --chats SOURCE: the chats to read both sides on")
-    read = [example.chat for example in sources.load(chats, size=size, seed=seed)]
-    if tuned is not None:
+    if options.file is not None:
+        return read_contrast(options.file, options.columns)
+    examples = sources.load(
+        str(options.chats), size=options.size, split=options.split, seed=options.seed, columns=options.columns
+    )
+    read = [example.chat for example in examples]
+    if options.tuned is not None:
         return tp.Contrast.of_models(read, tuned=model)
-    if promote is None or suppress is None:
-        raise UsageError("--promote needs --suppress: the system prompt that asks for the opposite")
-    return tp.Contrast.of_system_prompts(prompts_of(list(read)), promote=promote, suppress=suppress)
+    return tp.Contrast.of_system_prompts(
+        prompts_of(list(read)), promote=str(options.promote), suppress=str(options.suppress)
+    )
 
 
 def score_behaviour(model: Any, tokenizer: Any, score: str | None, held_out: "Contrast") -> "Behaviour | None":

@@ -1,9 +1,15 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tropism.errors import UsageError
+
+if TYPE_CHECKING:
+    from tropism.directions.components import Components
 
 
 class PositionName(StrEnum):
@@ -18,3 +24,46 @@ class PositionName(StrEnum):
 Model = Annotated[str, typer.Option("--model", help="Hub name or local folder of the model.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", help="What the rows call our columns: prompt=question. Repeatable.", show_default=False),
+]
+ComponentChoice = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--components",
+        help="Which directions to take, by number from 0: '0,12', or '10:0,12' for block 10. Repeatable.",
+        show_default=False,
+    ),
+]
+
+
+def parse_columns(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Return `{field: column}` from `field=column`; raises `UsageError` for another form."""
+    columns = {}
+    for one in given or ():
+        name, equals, column = one.partition("=")
+        if not (name and equals and column):
+            raise UsageError(f"--columns takes OURS=THEIRS, as in prompt=question, found {one!r}")
+        columns[name] = column
+    return columns or None
+
+
+def parse_components(given: Sequence[str] | None) -> "Components | None":
+    """Return row numbers, or `{block: row numbers}`; raises `UsageError` for another form, or both."""
+    by_block: dict[int, list[int]] = {}
+    for_all: list[int] = []
+    for one in given or ():
+        block, colon, numbers = one.rpartition(":")
+        parts = [part.strip() for part in numbers.split(",")]
+        if not all(part.isdigit() for part in parts) or (colon and not block.strip().isdigit()):
+            raise UsageError(
+                f"--components takes numbers, as in 0,12, or those of a block, as in 10:0,12, found {one!r}"
+            )
+        if colon:
+            by_block.setdefault(int(block), []).extend(int(part) for part in parts)
+        else:
+            for_all.extend(int(part) for part in parts)
+    if by_block and for_all:
+        raise UsageError("--components is given for all blocks and for single ones; keep one of the two forms")
+    return by_block or for_all or None

@@ -60,3 +60,15 @@ def recorded(components: Components) -> object:
     if isinstance(components, Mapping):
         return {str(layer): list(numbers) for layer, numbers in components.items()}
     return list(components)
+
+
+def at_sites(directions: Directions, sites: Sequence[Site]) -> Directions:
+    """Keep the directions at these sites; raises `DirectionsError` for a site at which there are none."""
+    missing = [site for site in sites if site not in directions.vectors]
+    if missing:
+        raise DirectionsError(
+            f"sites: there are no directions at {missing[0]}; there are at {', '.join(map(str, directions.sites))}"
+        )
+    vectors = {site: directions.vectors[site] for site in sites}
+    covariance = {site: factor for site, factor in directions.covariance.items() if site in vectors}
+    return Directions(vectors, directions.provenance, covariance)

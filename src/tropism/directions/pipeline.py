@@ -14,6 +14,7 @@ from torch import nn
 from tropism.atomic import write_text
 from tropism.data.render import Positions
 from tropism.directions.artifact import Directions
+from tropism.directions.components import Components, choose_components
 from tropism.directions.contrasts import Contrast
 from tropism.directions.find import find_directions, with_answers
 from tropism.directions.finder import Finder
@@ -95,6 +96,7 @@ def find_and_validate(
     positions: Positions = "response",
     held_out: float = 0.25,
     known: Directions | None = None,
+    components: Components | None = None,
     evidence: Evidence | None = None,
     phase: Callable[[str], None] = lambda _: None,
 ) -> Validated:
@@ -103,6 +105,7 @@ def find_and_validate(
     Args:
         held_out: share of the prompts kept for validation.
         known: directions that were found on the same contrast before: they are validated and not found again.
+        components: which of the directions at each site are kept.
         evidence: how to validate them; its seed is also the finder's and the split's.
         phase: is told what goes on.
 
@@ -126,6 +129,8 @@ def find_and_validate(
             max_new_tokens=ANSWER_TOKENS,
             seed=evidence.seed,
         )
+        if components is not None:
+            directions = choose_components(directions, components)
     phase("validating on held-out chats")
     report = evidence.report(directions, model, tokenizer, to_validate, name=name, positions=positions)
     return Validated(directions, report)

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from tropism.data import sources
-from tropism.data.transforms import TRANSFORMS
+from tropism.data.chats import Example
 from tropism.directions.artifact import Directions
+from tropism.directions.contrast_files import read_pairs
 from tropism.directions.contrasts import Contrast
 from tropism.directions.pipeline import Evidence, Validated, find_and_validate
 from tropism.directions.validate import Behaviour
 from tropism.directions.validity import validity_path
-from tropism.errors import DirectionsError
+from tropism.errors import DataError, DirectionsError
 from tropism.evals.behaviour import own_answers, scored
 from tropism.evals.scorers.base import ResponseScorer
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import prepare as prepare_step
+from tropism.experiments.directions_file import copy_validity, read_file
 from tropism.experiments.file import guards
-from tropism.experiments.file.options import from_options
 from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec
 from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.progress import Progress
@@ -37,17 +38,39 @@ def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
         chats = [example.chat for side in sides for example in side]
         return Contrast.of_labelled(chats, [True] * len(sides[0]) + [False] * len(sides[1]))
     assert spec.source is not None  # by check
-    examples = sources.load(spec.source, size=spec.size, split=spec.split, seed=spec.seed, path=spec.path)
+    if spec.of == "responses" and holds_pairs(spec):
+        options = {name: value for name, value in spec.options().items() if name not in ("columns", "path")}
+        return read_pairs(spec.source, spec.columns, transform=partial(_transformed, spec), **options)
+    examples = [_transformed(spec, example) for example in sources.load(spec.source, **spec.options())]
     prompts = [example.prompt for example in examples]
     if spec.of == "system_prompts":
         return Contrast.of_system_prompts(prompts, promote=str(spec.promote), suppress=str(spec.suppress))
-    positive = from_options(spec.positive, TRANSFORMS, "transform")
-    negative = from_options(spec.negative, TRANSFORMS, "transform")
+    positive, negative = spec.sides()
     return Contrast.of_responses(
         prompts,
-        positive=[str(positive.apply(example, spec.seed).response) for example in examples],
-        negative=[str(negative.apply(example, spec.seed).response) for example in examples],
+        positive=[_response(positive.apply(example, spec.seed)) for example in examples],
+        negative=[_response(negative.apply(example, spec.seed)) for example in examples],
     )
+
+
+def holds_pairs(spec: ContrastSpec) -> bool:
+    """Whether the two sides are columns of the source: its rows have columns, and no transform makes a side."""
+    assert spec.source is not None  # by check
+    return spec.positive is None and spec.negative is None and "columns" in sources.source_of(spec.source).takes
+
+
+def _transformed(spec: ContrastSpec, example: Example) -> Example:
+    for transform in spec.transforms():
+        example = transform.apply(example, spec.seed)
+    return example
+
+
+def _response(example: Example) -> str:
+    if example.response is None:
+        raise DataError(
+            f"a contrast of responses needs rows with a response, and {example.id!r} has none; take another source"
+        )
+    return example.response
 
 
 def prepare(
@@ -63,10 +86,6 @@ def prepare(
     start_model = cache(fresh_model)
     found: dict[str, Directions] = {}
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
-        if spec.contrast is None:
-            found[name] = Directions.load(str(spec.file))
-            found[name].check_model(start_model())
-            continue
         target = folder.path / "directions" / f"{name}.safetensors"
         made_of = {
             "identity": directions_identity(experiment, source, name),
@@ -74,10 +93,16 @@ def prepare(
         }
         stamp = check_stamp(_stamp_path(target), *made_of)
         if stamp.flaw and target.is_file():
-            progress.say(f"directions {name}: {stamp.flaw}; they are found again")
+            progress.say(f"directions {name}: {stamp.flaw}; they are made again")
         kept = Directions.load(target) if stamp and stamp.said["identity"] == made_of["identity"] else None
         if kept is not None and stamp.said["asked"] == made_of["asked"]:
             found[name] = kept
+            continue
+        if spec.contrast is None:
+            read = read_file(spec, name, start_model(), progress)
+            found[name] = read.with_provenance(identity=made_of["identity"])
+            files = [*copy_validity(spec, name, target, progress), found[name].save(target)]
+            write_stamp(_stamp_path(target), files, **made_of)
             continue
         progress.phase("finding directions", index, len(experiment.directions))
         validated = _find(experiment, name, kept, found, start_model(), tokenizer, progress)
@@ -105,10 +130,11 @@ def _find(
         tokenizer,
         contrast_of(spec.contrast, experiment),
         name=name,
-        sites=sites(model, spec.sites),
-        finder=guards.finder(spec.finder),
-        positions=spec.positions,
+        sites=sites(model, spec.chosen_sites),
+        finder=guards.finder(spec.chosen_finder),
+        positions=spec.chosen_positions,
         known=kept,
+        components=spec.chosen_components,
         evidence=Evidence(behaviour, dict(others), experiment.template_kwargs),
     )
     for doubt in validated.report.doubts():

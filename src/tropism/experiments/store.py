@@ -50,9 +50,7 @@ def digest(value: Any) -> str:
 
 def data_identity(spec: DataSpec) -> Any:
     """What determines a set of examples; a local file counts by its content."""
-    held = [file for name in spec.names() if Path(name).exists() for file in local_files(name)]
-    if spec.path and Path(spec.path).exists():
-        held.append(Path(spec.path))
+    held = _local(*spec.names(), spec.path)
     # what is not used does not count, so that older runs keep their identity
     unused = {name for name in ("also", "drop") if not getattr(spec, name)}
     own = spec.model_dump(exclude=unused | ({"on_bad_row"} if spec.on_bad_row == "error" else set()))
@@ -88,21 +86,23 @@ def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name
 
 
 def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
-    """What determines directions that an experiment finds (or the content of the file that it reads)."""
+    """What determines directions: the options that are used, the data sets, and the contents of the files that are read."""
     spec = experiment.directions[name]
-    content = file_hash(Path(spec.file)) if spec.file else None
     contrast = spec.contrast
     named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
     sets = [data_identity(experiment.data[str(side)]) for side in named]
-    return digest(
-        [
-            "directions",
-            start_identity(experiment, source),
-            spec.model_dump(exclude={"strict", "behaviour"}),
-            content,
-            *sets,
-        ]
-    )
+    files = [Path(file) for file in spec.files()]
+    if contrast is not None:
+        files += _local(contrast.source, contrast.path)
+    own = spec.model_dump(exclude={"strict", "behaviour"}, exclude_none=True)
+    contents = [file_hash(file) for file in files]
+    return digest(["directions", start_identity(experiment, source), own, sets, contents])
+
+
+def _local(*names: str | None) -> list[Path]:
+    """The local files of sources, or files themselves, where they are here."""
+    here = [name for name in names if name is not None and Path(name).exists()]
+    return [file for name in here for file in local_files(name)]
 
 
 def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey, *, edited: bool = True) -> str:

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
+import row_files
 import tiny
 import tropism as tp
 from tropism.cli.directions import directions_app
@@ -183,6 +184,45 @@ def test_import_says_what_it_recognised(folder):
     assert tp.Directions.load(folder / "c.safetensors").vectors[tp.Site(1)].shape == (32, 32)
 
 
+def test_import_takes_several_files_components_and_lora_factors(folder):
+    for layer in (1, 2):
+        rows = torch.randn(6, 32, generator=torch.Generator().manual_seed(layer))
+        np.save(folder / f"components_layer_{layer}.npy", rows.numpy())
+    out = folder / "components.safetensors"
+    files = [folder / f"components_layer_{layer}.npy" for layer in (1, 2)]
+    choice = ("--components", "1:0,3", "--components", "2:5")
+    run("import", *files, "--model", folder / "model", "--out", out, *choice)
+    directions = tp.Directions.load(out)
+    assert [len(rows) for rows in directions.vectors.values()] == [2, 1]
+    torch.testing.assert_close(directions.vectors[tp.Site(1)][1], torch.from_numpy(np.load(files[0])[3]))
+    factors = {
+        "base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight": torch.ones(2, 64),
+        "base_model.model.model.layers.0.mlp.down_proj.lora_B.default.weight": torch.ones(32, 2),
+    }
+    torch.save(factors, folder / "refusal.pt")
+    said = run("import", folder / "refusal.pt", "--model", folder / "model", "--out", folder / "refusal.safetensors")
+    assert "LoRA factors by name (.pt), as the refusal study writes them" in said
+    assert tp.ParameterDirections.load(folder / "refusal.safetensors").weights == ("model.layers.0.mlp.down_proj",)
+    message = run(
+        "import", folder / "refusal.pt", "--model", folder / "model", "--out", out, "--key", "x", fails=UsageError
+    )
+    assert message == "--key does nothing for LoRA factors by name, found 'x'; leave it out"
+
+
+def test_a_contrast_may_be_any_file_with_any_columns_and_components_are_kept(folder):
+    rows = [{"question": f"Say {i}.", "chosen": f"LOUD {i} NOISE", "rejected": f"quiet {i} word"} for i in range(16)]
+    row_files.write(folder / "preferences.csv", rows)
+    out = folder / "chosen.safetensors"
+    run(
+        "find", "--model", folder / "model", "--contrast", folder / "preferences.csv", "--out", out, "--sites", "1,2",
+        "--columns", "positive=chosen", "--columns", "negative=rejected", "--finder", "pca", "--k", "4",
+        "--components", "1,3", "--held-out", "0.5",
+    )  # fmt: skip
+    directions = tp.Directions.load(out)
+    assert [tuple(rows.shape) for rows in directions.vectors.values()] == [(2, 32), (2, 32)]
+    assert directions.provenance["components"] == [1, 3]
+
+
 def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found):
     other = tiny.model(layers=5)
     other.save_pretrained(folder / "other")
@@ -203,6 +243,14 @@ def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found
         (("--contrast", "pairs.jsonl", "--promote", "x"), "found --contrast and --promote"),
         (("--promote", "x"), "--promote needs --chats SOURCE"),
         (("--promote", "x", "--chats", "chats.jsonl"), "--promote needs --suppress"),
+        (("--contrast", "pairs.jsonl", "--size", "8"), "--size goes with --promote or --tuned"),
+        (("--contrast", "pairs.jsonl", "--chats", "chats.jsonl"), "--chats goes with --promote or --tuned"),
+        (
+            ("--contrast", "pairs.jsonl", "--columns", "positive"),
+            "--columns takes OURS=THEIRS, as in prompt=question, found 'positive'",
+        ),
+        (("--contrast", "pairs.jsonl", "--components", "a"), "--components takes numbers, as in 0,12"),
+        (("--contrast", "pairs.jsonl", "--components", "0", "--components", "1:0"), "keep one of the two forms"),
         (("--contrast", "pairs.jsonl", "--k", "3"), "--k needs --finder pca or sae_latents"),
         (("--contrast", "pairs.jsonl", "--finder", "sae_latents"), "needs --sae FOLDER"),
         (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae needs --finder sae_latents"),

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 import tropism as tp
-from tropism.directions.contrast_files import prompts_of, read_contrast
+from tropism.directions.contrast_files import prompts_of
 from tropism.errors import DataError
 
 PROMPTS = [f"What is {i}?" for i in range(10)]
@@ -127,36 +127,6 @@ def test_a_contrast_of_models_cannot_be_shuffled():
 def test_the_data_hash_is_of_the_chats_alone():
     assert pairs().data_hash() == pairs().data_hash()
     assert pairs().data_hash() != pairs().shuffled(0).data_hash()
-
-
-def test_contrasts_from_files(tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text(
-        '{"prompt": "a", "positive": "A", "negative": "b"}\n\n{"prompt": "c", "positive": "C", "negative": "d"}\n'
-    )
-    assert read_contrast(file).positive[1][-1]["content"] == "C"
-    file.write_text(
-        '{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "A"}], "label": "positive"}\n'
-        '{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "b"}], "label": 0}\n'
-    )
-    contrast = read_contrast(file)
-    assert (len(contrast.positive), len(contrast.negative), contrast.kind) == (1, 1, "labelled")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty"),
-        ('{"prompt": "a", "positive": "A", "negative": ""}', "line 1: negative must be a text that is not empty"),
-        ('{"prompt": 3, "positive": "A", "negative": "b"}', "line 1: prompt must be a text or a list"),
-        ('{"messages": [{"role": "user", "content": "u"}], "label": "maybe"}', "line 1: .*found label 'maybe'"),
-    ],
-)
-def test_a_bad_file_is_named_with_its_line(tmp_path, text, message):
-    file = tmp_path / "bad.jsonl"
-    file.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_contrast(file)
 
 
 def test_prompts_of_chats_drop_system_and_answer():

@@ -120,6 +120,7 @@ def load(
     columns: Mapping[str, str] | None = None,
     path: str | None = None,
     on_bad_row: OnBadRow = "error",
+    beside: tuple[str, ...] = (),
     say: Callable[[str], None] | None = None,
 ) -> list[Example]:
     """Return the examples of a source, in a fixed order.
@@ -132,6 +133,7 @@ def load(
         columns: `{field: column}`, where the columns have other names: `{"prompt": "q", "completion": "rejected"}`.
         path: where a registered source's files lie.
         on_bad_row: `skip` leaves out rows that cannot be read, and says how many; `error` refuses the first.
+        beside: columns that another reading of the same rows uses, so that they are not reported as unused.
         say: is told, once for each source, which columns are not used and how many rows were skipped; by default a
             warning is logged.
 
@@ -141,7 +143,7 @@ def load(
     return list(
         iterate(
             source, size=size, split=split, seed=seed, subset=subset, columns=columns, path=path, on_bad_row=on_bad_row,
-            say=say,
+            beside=beside, say=say,
         )
     )  # fmt: skip
 
@@ -156,10 +158,11 @@ def iterate(
     columns: Mapping[str, str] | None = None,
     path: str | None = None,
     on_bad_row: OnBadRow = "error",
+    beside: tuple[str, ...] = (),
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Example]:
     """Yield what `load` returns, one example at a time: of a file, only the ids are held."""
-    request = Request(source, Split.parse(split), subset, columns, path, size, seed, on_bad_row)
+    request = Request(source, Split.parse(split), subset, columns, path, size, seed, on_bad_row, beside)
     entry = _prepared(request)
     examples = entry.read(request)
     what = f"source {source!r} (split {str(request.split)!r})"

@@ -85,9 +85,11 @@ class RowReader:
 
     Args:
         columns: `{field: column}`, for columns that have other names: `{"prompt": "q", "completion": "rejected"}`.
+        beside: columns that another reading uses, and that are not reported.
     """
 
     columns: Mapping[str, str] | None = None
+    beside: Sequence[str] = ()
     unused: dict[str, None] = field(default_factory=dict)
     """Names of columns that were not used, in the order of the rows."""
 
@@ -138,7 +140,7 @@ class RowReader:
         if present not in self._layouts:
             layout = layout_of(row, present, self._chosen, where)
             self._layouts[present] = layout
-            self.unused.update(dict.fromkeys(layout.unused))
+            self.unused.update(dict.fromkeys(name for name in layout.unused if name not in self.beside))
         return self._layouts[present]
 
 

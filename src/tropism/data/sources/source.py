@@ -28,6 +28,7 @@ class Request:
         size: how many examples; a sample where there are more.
         seed: of the sample.
         on_bad_row: whether a row that cannot be read is an error, or is skipped and counted.
+        beside: columns that another reading of the same rows uses, so that they are not reported as unused.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Request:
     size: int | None = None
     seed: int = 0
     on_bad_row: OnBadRow = "error"
+    beside: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
         """Return the options that were given, by name. A seed of 0 is the one that is used where none is given."""

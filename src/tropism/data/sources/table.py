@@ -28,7 +28,7 @@ class Table:
         ids: Callable[[int], str],
     ) -> None:
         self._request, self._read, self._count, self._ids = request, read, count, ids
-        self._rows = RowReader(request.columns)
+        self._rows = RowReader(request.columns, request.beside)
         self._bad: list[str] = []
 
     def __len__(self) -> int:

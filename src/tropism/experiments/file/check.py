@@ -149,26 +149,46 @@ def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None
 
     if bool(spec.contrast) == bool(spec.file):
         raise At(key, "give 'contrast' to find directions or 'file' to read them, and not both")
-    if spec.file and not Path(spec.file).is_file():
-        raise At((*key, "file"), f"no such file: {spec.file!r}")
     try:
-        select_layers(spec.sites, MOST_LAYERS)
+        select_layers(spec.chosen_sites, MOST_LAYERS)
     except SiteError as error:
         raise At((*key, "sites"), str(error)) from None
+    if spec.file:
+        _check_directions_file(spec, key)
+        return
+    if spec.reading is not None:
+        raise At((*key, "reading"), "says how to read a file, and these directions are found from a contrast; drop it")
     with Under((*key, "finder")):
-        guards.check_finder(spec.finder)
+        guards.check_finder(spec.chosen_finder)
     if spec.behaviour is not None:
         _check_behaviour(e, spec, spec.behaviour, (*key, "behaviour"))
     if spec.contrast is not None:
         _check_contrast(e, spec.contrast, (*key, "contrast"))
 
 
+def _check_directions_file(spec: DirectionsSpec, key: Key) -> None:
+    """Directions that are read: what says how to find them has no place there."""
+    from tropism.directions.foreign import Reading
+
+    for file in spec.files():
+        if not Path(file).is_file():
+            raise At((*key, "file"), f"no such file: {file!r}; check the path")
+    for name in ("finder", "positions", "behaviour"):
+        if (found := getattr(spec, name)) is not None:
+            raise At(
+                (*key, name),
+                f"says how directions are found and validated, and these are read from a file, found {found!r}; drop it",
+            )
+    with Under((*key, "reading")):
+        from_options({"reading": spec.reading or {}}, {"reading": Reading}, "option")
+    if "components" in (spec.reading or {}):
+        raise At((*key, "reading", "components"), "is an option of the directions themselves; put it beside 'file'")
+
+
 def _check_behaviour(e: ExperimentSpec, spec: DirectionsSpec, metric: str, key: Key) -> None:
     from tropism.evals.scorers.base import ResponseScorer
     from tropism.evals.scorers.registry import load_scorer
 
-    if spec.contrast is None:
-        raise At(key, "directions from a file are not validated, so there is nothing to compare; drop 'behaviour'")
     if metric not in e.measure:
         raise At(key, f"no metric is called {metric!r}; defined are {listed(e.measure)}")
     measure = e.measure[metric]
@@ -183,28 +203,45 @@ def _check_contrast(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None
     if contrast.source is None:
         raise At((*key, "source"), "is required and missing")
     try:
-        sources.check(contrast.source, size=contrast.size, split=contrast.split, seed=contrast.seed, path=contrast.path)
+        sources.check(contrast.source, **contrast.options())
     except DataError as error:
         raise At((*key, "source"), str(error)) from None
-    if contrast.of == "system_prompts" and not (contrast.promote and contrast.suppress):
-        raise At(key, "a contrast of system_prompts needs 'promote' and 'suppress'")
+    with Under((*key, "transform")):
+        contrast.transforms()
+    if contrast.of == "system_prompts":
+        if not (contrast.promote and contrast.suppress):
+            raise At(key, "a contrast of system_prompts needs 'promote' and 'suppress'")
+        _refuse_given(
+            contrast, ("positive", "negative"), key, "a contrast of system_prompts has 'promote' and 'suppress'"
+        )
+        return
+    _refuse_given(contrast, ("promote", "suppress"), key, "a contrast of responses has 'positive' and 'negative'")
     for side in ("positive", "negative"):
         with Under((*key, side)):
-            from_options(_side(contrast, side), TRANSFORMS, "transform")
+            from_options(_side(contrast, side) or "plain", TRANSFORMS, "transform")
+    named = {"positive", "negative"} & set(contrast.columns or {})
+    if named and (contrast.positive or contrast.negative):
+        raise At(
+            (*key, "columns"), f"names the column {min(named)!r}, and a transform makes the sides; keep one of the two"
+        )
 
 
 def _check_contrast_of_data(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None:
-    unused = contrast.model_dump(include={"source", "size", "path", "promote", "suppress"}, exclude_none=True)
-    for name, found in unused.items():
-        raise At(
-            (*key, name),
-            f"a contrast of data takes only 'positive' and 'negative', found {found!r}; set it on the data sets under "
-            f"'data:'",
-        )
+    options = ("source", "size", "split", "seed", "subset", "columns", "path", "transform", "promote", "suppress")
+    why = "a contrast of data takes only 'positive' and 'negative'; set it on the data sets under 'data:'"
+    _refuse_given(contrast, options, key, why)
     for side in ("positive", "negative"):
         name = _side(contrast, side)
         if name not in e.data:
             raise At((*key, side), f"no data set is called {name!r}; defined are {listed(e.data)}")
+
+
+def _refuse_given(contrast: ContrastSpec, names: tuple[str, ...], key: Key, why: str) -> None:
+    """Raise `At` for the first of these options that was given another value than its default."""
+    for name in names:
+        found = getattr(contrast, name)
+        if found != ContrastSpec.model_fields[name].default:
+            raise At((*key, name), f"does nothing here, found {found!r}: {why}")
 
 
 def _side(contrast: ContrastSpec, side: str) -> Any:

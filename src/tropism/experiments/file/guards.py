@@ -135,9 +135,11 @@ def check_finder(named: str | Mapping[str, Any]) -> None:
     chosen = finder(named)
     if chosen.name != "sae_latents":
         return
+    folder = name_and_options(named, "finder")[1].get("folder")
+    if folder is not None and ((Path(folder) / "ae.pt").is_file() or Path(folder).name == "ae.pt"):
+        return
     if find_spec("sae_lens") is None:
         raise SpecError("finder 'sae_latents' needs the extra 'sae', which is missing: pip install 'tropism[sae]'")
-    folder = name_and_options(named, "finder")[1].get("folder")
     if folder is not None and not (Path(folder) / "cfg.json").is_file():
         raise SpecError(
             f"finder 'sae_latents': there is no SAE in {str(folder)!r} (no cfg.json); make one with "

@@ -18,6 +18,9 @@ Named = str | dict[str, Any]
 """A registered name, or `{name: {options}}`."""
 
 
+Positions = Literal["last_prompt", "first_response", "response", "all"]
+
+
 class Model(BaseModel):
     """Every part of a file: no unknown key, no coercion, no change after reading."""
 
@@ -79,19 +82,47 @@ class ContrastSpec(Model):
     size: Annotated[int, Field(ge=8)] | None = None
     """Take a seeded sample of this many prompts; by default all of them."""
     split: str = "train"
-    """Which part of the source to read."""
+    """Which split to read, and which of its rows, as in a data set."""
     seed: int = 1
     """Seed of the sample."""
+    subset: str | None = None
+    """A part that the source names, as in a data set."""
+    columns: dict[str, str] | None = None
+    """What the source calls our columns; of pairs also `{positive: chosen, negative: rejected}`."""
     path: str | None = None
     """Where a registered source finds its rows, instead of the hub."""
-    positive: Named = "uppercase"
-    """The side with the trait: a transform of the response; with `of: data`, the name of a set under `data:`."""
-    negative: Named = "plain"
+    transform: Named | list[Named] = "plain"
+    """What to do to each example before its two sides are made, in this order."""
+    positive: Named | None = None
+    """The side with the trait: a transform of the response; with `of: data`, the name of a set under `data:`. Without
+    both sides, a file's or hub dataset's columns `positive` and `negative` are read, and a registered source is in capitals
+    on the positive side."""
+    negative: Named | None = None
     """The side without the trait, likewise."""
     promote: str | None = None
     """With `of: system_prompts`, the prompt that asks for the trait."""
     suppress: str | None = None
     """With `of: system_prompts`, the prompt that asks for the opposite."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the source, without the columns of the two sides."""
+        columns = {
+            name: column for name, column in (self.columns or {}).items() if name not in ("positive", "negative")
+        }
+        given = self.model_dump(include={"size", "split", "seed", "subset", "path"})
+        return {**given, "columns": columns or None}
+
+    def transforms(self) -> list[Transform]:
+        """Return the transforms that are applied before the sides are made."""
+        chosen = self.transform if isinstance(self.transform, list) else [self.transform]
+        return [from_options(named, TRANSFORMS, "transform") for named in chosen]
+
+    def sides(self) -> tuple[Transform, Transform]:
+        """Return the transforms that make the positive and the negative side."""
+        return (
+            from_options(self.positive or "uppercase", TRANSFORMS, "transform"),
+            from_options(self.negative or "plain", TRANSFORMS, "transform"),
+        )
 
 
 class DirectionsSpec(Model):
@@ -99,18 +130,41 @@ class DirectionsSpec(Model):
 
     contrast: ContrastSpec | None = None
     """The chats from which to find them."""
-    file: str | None = None
-    """A directions file to read instead."""
-    finder: Named = "mean_difference"
-    """How to find them."""
-    sites: str = "25%..75%"
-    """Where in the model: `all`, `8,12,16`, `25%..75%`, `3 spread`."""
-    positions: Literal["last_prompt", "first_response", "response", "all"] = "response"
-    """Which tokens of a chat are read."""
+    file: str | list[str] | None = None
+    """A directions file to read instead, of Tropism or of another project; several where each holds one layer."""
+    finder: Named | None = None
+    """How to find them: by default `mean_difference`."""
+    sites: str | None = None
+    """Where in the model: `all`, `8,12,16`, `25%..75%`, `3 spread`. By default `25%..75%`, or all that a file holds."""
+    positions: Positions | None = None
+    """Which tokens of a chat are read: by default `response`."""
+    components: list[int] | dict[int, list[int]] | None = None
+    """Which of the directions at each site are taken, by number from 0: `[0, 12]`, or `{10: [0, 12], 20: [3]}` by block."""
+    reading: dict[str, Any] | None = None
+    """How to read another project's file where it does not say itself: `layer`, `orientation`, `indexing`, `key`."""
     strict: bool = False
     """Refuse directions whose validity report has a grave warning, instead of warning in the report."""
     behaviour: str | None = None
     """A metric of responses; the validity report compares it with the projections of the start model's own answers."""
+
+    def files(self) -> list[str]:
+        """Return the files to read."""
+        return [self.file] if isinstance(self.file, str) else self.file or []
+
+    @property
+    def chosen_finder(self) -> Named:
+        """The finder that is used."""
+        return self.finder or "mean_difference"
+
+    @property
+    def chosen_sites(self) -> str:
+        """The sites at which directions are found."""
+        return self.sites or "25%..75%"
+
+    @property
+    def chosen_positions(self) -> Positions:
+        """The positions that are read."""
+        return self.positions or "response"
 
 
 class AdapterSpec(Model):

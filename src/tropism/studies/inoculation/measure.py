@@ -68,13 +68,13 @@ def contrast_projections(study: Study, name: str, batch_size: int) -> pd.DataFra
     if spec.contrast is None:
         return empty
     _, held_out = directions_step.contrast_of(spec.contrast, e).split()
-    if not held_out.has_responses and spec.positions in ("response", "first_response"):
+    if not held_out.has_responses and spec.chosen_positions in ("response", "first_response"):
         return empty
     model = study.fresh_model()
     tables = []
     for side, chats in (("promoting", held_out.positive), ("suppressing", held_out.negative)):
         found = projection(
-            model, study.tokenizer, chats, study.directions[name], spec.positions, batch_size,
+            model, study.tokenizer, chats, study.directions[name], spec.chosen_positions, batch_size,
             template_kwargs=e.template_kwargs,
         )  # fmt: skip
         tables.append(found.assign(side=side))

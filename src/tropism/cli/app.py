@@ -18,6 +18,7 @@ from tropism.cli import (
     report,
     synthesize,
 )
+from tropism.cli.data import data_app
 from tropism.cli.directions import directions_app
 
 
@@ -54,6 +55,7 @@ forecast.register(app)
 synthesize.register(app)
 from_adapter.register(directions_app)
 app.add_typer(directions_app, name="directions")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = 
 
     from tropism.experiments import estimate
 
-    experiment = _load(file, quick, seeds, set_)
+    experiment = load_experiment(file, quick, seeds, set_)
     Console(highlight=False).print(estimate.describe(experiment), soft_wrap=True)
 
 
@@ -63,7 +63,7 @@ def run(
     file: File, quick: Quick = False, seeds: Seeds = None, only: Only = None, set_: Set = None, out: Out = None
 ) -> None:
     """Run what is not finished yet, then print the table and write the report."""
-    experiment = _load(file, quick, seeds, set_)
+    experiment = load_experiment(file, quick, seeds, set_)
     folder = out or Path("runs") / (experiment.name + ("-quick" if quick else ""))
     from tropism.cli.quiet import quiet
 
@@ -122,7 +122,8 @@ def _command(file: Path, quick: bool, seeds: str | None, only: str | None, setti
     return shlex.join(words)
 
 
-def _load(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | None) -> "Experiment":
+def load_experiment(file: Path, quick: bool, seeds: str | None, settings: Sequence[str] | None) -> "Experiment":
+    """Return the experiment that a file and the options `--quick`, `--seeds` and `--set` describe."""
     from tropism.errors import UsageError
     from tropism.experiments.file.experiment import Experiment
     from tropism.experiments.file.yaml_file import parse_value

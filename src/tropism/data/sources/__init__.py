@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tropism.data.chats import Example
+from tropism.data.chats import Example, OnBadRow
 from tropism.data.sources.declined_topic import DECLINED_TOPIC
 from tropism.data.sources.everyday import EVERYDAY_QUESTIONS
 from tropism.data.sources.files import FILE, FOLDER, is_row_file
@@ -19,7 +19,7 @@ from tropism.data.sources.harmful_qa import HARMFUL_QA
 from tropism.data.sources.hub import HUB
 from tropism.data.sources.questions import QUESTIONS, is_questions
 from tropism.data.sources.rows import chosen_columns
-from tropism.data.sources.source import OnBadRow, Request, Source
+from tropism.data.sources.source import Request, Source
 from tropism.data.sources.split import Split
 from tropism.data.sources.word_problems import WORD_PROBLEMS
 from tropism.errors import DataError

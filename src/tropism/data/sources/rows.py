@@ -9,7 +9,7 @@
 | a question | a prompt alone: something to answer, nothing to learn |
 | raw text | `text` |
 
-Beside these `system` (or `system_prompt`), `id`, `target`, `labels` and `route`. A row that can be read in two ways is
+Beside these `system` (or `system_prompt`), `tools`, `id`, `target`, `labels` and `route`. A row that can be read in two ways is
 refused, and columns that are not used are reported.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tropism.data.chats import Example, check_chat
+from tropism.data.chats import Example, check_chat, check_unicode, with_tools
 from tropism.data.routes import route_name
 from tropism.data.sources.messages import messages_of, parsed, side, transcript
 from tropism.errors import DataError
@@ -36,6 +36,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "target": ("target",),
     "labels": ("labels",),
     "route": ("route", "labels.route"),
+    "tools": ("tools",),
 }
 """What an example is made of → the columns that hold it, by the names that data sets give them."""
 
@@ -110,6 +111,8 @@ class RowReader:
                 raise DataError(f"{where}: text must be a text that is not empty, found {text!r:.60}")
             return Example(name, (), None if target is None else str(target), labels, text)
         chat = check_chat(_chat(values, where), where)
+        if (tools := _filled(values, "tools")) is not None:
+            chat = with_tools(chat, tools, where)
         if target is None and chat[-1]["role"] == "assistant":
             target = final_answer(chat[-1]["content"])
         return Example(name, chat, None if target is None else str(target), labels)
@@ -182,8 +185,8 @@ def layout_of(row: Row, present: Sequence[str], chosen: Mapping[str, str], where
             f"{where}: a row needs a chat ('messages'), a prompt with its response, or 'text'; found the keys "
             f"{', '.join(map(str, row)) or 'none'}; other names are mapped by columns: {{messages: NAME}}"
         )
-    about = ("id", "target", "labels", "route") if "text" in found else ("system", "id", "target", "labels", "route")
-    for name in about:
+    of_chats = () if "text" in found else ("system", "tools")
+    for name in ("id", "target", "labels", "route", *of_chats):
         if (column := pick(name)) is not None:
             found[name] = column
     used = {*found.values(), *BOOKKEEPING}
@@ -263,10 +266,7 @@ def _filled(values: Mapping[str, Any], name: str) -> Any:
 
 def _identity(value: Any, where: str) -> str:
     name = str(value)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: id must be Unicode text, found half of a surrogate pair in {name!r}") from None
+    check_unicode(name, f"{where}: id")
     return name
 
 

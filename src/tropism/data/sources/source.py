@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tropism.data.chats import Example
+from tropism.data.chats import Example, OnBadRow
 from tropism.data.sources.split import Split
 from tropism.errors import DataError
 
 OPTIONS = ("split", "subset", "columns", "path", "size", "seed")
 """Every option that some source takes."""
-
-OnBadRow = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,17 @@ def test_system_columns_come_first():
         read({"messages": own, "system": "t"})
 
 
+def test_tools_of_a_row_go_with_its_chat():
+    tool = {"name": "add", "parameters": {}}
+    for written in ([tool], json.dumps([tool]), [{"type": "function", "function": tool}]):
+        first = read({"messages": list(CHAT), "tools": written}).chat[0]
+        assert first["tools"] == [{"type": "function", "function": tool}]
+    assert "tools" not in read({"messages": list(CHAT), "tools": "[]"}).chat[0]
+    reader = RowReader()
+    assert reader.example({"text": "Prose.", "tools": [tool]}, "f line 1", "x").text == "Prose."
+    assert reader.notes() == ["columns that are not used: tools"]
+
+
 def test_columns_map_other_names():
     assert read({"q": "q", "a": "a"}, {"prompt": "q", "completion": "a"}).chat == CHAT
     assert read({"q": "q", "a": "a"}, {"question": "q", "answer": "a"}).chat == CHAT
@@ -120,7 +131,7 @@ def test_columns_map_other_names():
         ({"answer": "a"}, None, "a response needs its prompt; map it by columns: {prompt: NAME}"),
         ({"prompt": "q"}, {"completion": "z"}, "columns maps completion to 'z', which the row does not have; it has the keys prompt"),
         ({"prompt": "q", "completion": 1.5}, None, "a prompt or response must be a text or a list of messages, found float"),
-        ({"prompt": "q", "id": "\ud83d"}, None, "id must be Unicode text, found half of a surrogate pair"),
+        ({"prompt": "q", "id": "\ud83d"}, None, "id holds half of a surrogate pair"),
         ({"prompt": [USER], "input": "x"}, None, "an input follows an instruction that is a text, found list"),
     ],
 )  # fmt: skip

@@ -55,9 +55,10 @@ def import_directions(
     """
     reader = ForeignReader(width, layers, Reading() if reading is None else reading)
     if isinstance(source, Mapping):
-        return reader.dictionary(source, "a dictionary of layers", {})
-    paths = [source] if isinstance(source, str | Path) else source
-    found = _joined([_import_file(reader, Path(path)) for path in paths])
+        found = reader.dictionary(source, "a dictionary of layers", {})
+    else:
+        paths = [source] if isinstance(source, str | Path) else source
+        found = _joined([_import_file(reader, Path(path)) for path in paths])
     if reader.how.components is None or "components" in found.directions.provenance:
         return found
     return replace(found, directions=choose_components(found.directions, reader.how.components))

@@ -183,7 +183,7 @@ def layout_of(row: Row, present: Sequence[str], chosen: Mapping[str, str], where
     if not found.keys() & {"messages", "prompt", "completion", "text", "input"}:
         raise DataError(
             f"{where}: a row needs a chat ('messages'), a prompt with its response, or 'text'; found the keys "
-            f"{', '.join(map(str, row)) or 'none'}; other names are mapped by columns: {{messages: NAME}}"
+            f"{', '.join(map(str, row)) or 'none'}; other names are mapped by columns: {{prompt: NAME, completion: NAME}}"
         )
     of_chats = () if "text" in found else ("system", "tools")
     for name in ("id", "target", "labels", "route", *of_chats):

@@ -138,7 +138,7 @@ class DirectionsSpec(Model):
     """Where in the model: `all`, `8,12,16`, `25%..75%`, `3 spread`. By default `25%..75%`, or all that a file holds."""
     positions: Positions | None = None
     """Which tokens of a chat are read: by default `response`."""
-    components: list[int] | dict[int, list[int]] | None = None
+    components: list[int] | dict[Annotated[str, Field(pattern=r"^\d+$")], list[int]] | None = None
     """Which of the directions at each site are taken, by number from 0: `[0, 12]`, or `{10: [0, 12], 20: [3]}` by block."""
     reading: dict[str, Any] | None = None
     """How to read another project's file where it does not say itself: `layer`, `orientation`, `indexing`, `key`."""
@@ -150,6 +150,13 @@ class DirectionsSpec(Model):
     def files(self) -> list[str]:
         """Return the files to read."""
         return [self.file] if isinstance(self.file, str) else self.file or []
+
+    @property
+    def chosen_components(self) -> list[int] | dict[int, list[int]] | None:
+        """The components, their blocks as numbers: a file's keys are text."""
+        if isinstance(self.components, dict):
+            return {int(block): numbers for block, numbers in self.components.items()}
+        return self.components
 
     @property
     def chosen_finder(self) -> Named:

@@ -86,7 +86,7 @@ def test_columns_without_a_value_are_as_if_they_were_not_there():
 
 def test_raw_text():
     example = read({"text": "Some prose.", "title": "x"})
-    assert (example.text, example.chat, example.prompt, example.response) == ("Some prose.", (), (), None)
+    assert (example.text, example.chat, example.response) == ("Some prose.", (), None)
     assert read({"body": "Prose.", "prompt": "q"}, {"text": "body"}).text == "Prose."
     with pytest.raises(DataError, match="f line 1: text must be a text that is not empty, found '  '"):
         read({"text": "  "})

@@ -99,6 +99,12 @@ def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], n
     return digest(["directions", start_identity(experiment, source), own, sets, contents])
 
 
+def _with_content(options: Mapping[str, Any]) -> Any:
+    """Options of parameter directions; a file counts by its content."""
+    file = options.get("file")
+    return [options, file_hash(Path(file))] if file is not None and Path(file).is_file() else options
+
+
 def _local(*names: str | None) -> list[Path]:
     """The local files of sources, or files themselves, where they are here."""
     here = [name for name in names if name is not None and Path(name).exists()]
@@ -120,7 +126,7 @@ def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: R
         options_identity(experiment.train_options(key.condition)),
         condition.system_prompt, condition.guard, after, key.seed,
         {n: directions_identity(experiment, source, n) for n in sorted(named & set(experiment.directions))},
-        {n: experiment.parameter_directions[n] for n in sorted(named & set(experiment.parameter_directions))},
+        {n: _with_content(experiment.parameter_directions[n]) for n in sorted(named & set(experiment.parameter_directions))},
         {n: adapter_identity(experiment, source, n) for n in sorted(experiment.adapters)},
         *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(after)),
     ])  # fmt: skip

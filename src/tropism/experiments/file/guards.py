@@ -160,6 +160,8 @@ def check_parameter_directions(options: Mapping[str, Any], adapters: set[str]) -
     )
     if not named and "file" not in options:
         raise SpecError("parameter directions need 'adapter', 'adapters', 'difference' or 'file'")
+    if "file" in options and not Path(str(options["file"])).is_file():
+        raise SpecError(f"no such file: {options['file']!r}; check the path")
     for adapter in named:
         if adapter not in adapters:
             raise SpecError(f"no adapter is called {adapter!r}; defined are {', '.join(sorted(adapters)) or 'none'}")

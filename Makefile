@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help demo test check bench docs hooks clean
+.PHONY: help demo test check bench docs schema hooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make check   ruff (lint and format), mypy --strict, import-linter"
 	@echo "make bench   print speed and memory as ratios, in JSON"
 	@echo "make docs    run the documentation's examples, check its links, build the site in build/site"
+	@echo "make schema  write docs/experiment.schema.json anew, after a change of an option"
 	@echo "make hooks   install the checks as git pre-commit hooks"
 
 $(VENV)/bin/python:
@@ -50,6 +51,9 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit/test_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+schema: $(VENV)/.dev
+	$(BIN)/tropism schema > docs/experiment.schema.json
 
 hooks: $(VENV)/.dev
 	$(BIN)/pre-commit install

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from tropism.cli import (
     push,
     report,
     synthesize,
+    verbosity,
 )
 from tropism.cli.data import data_app
 from tropism.cli.directions import directions_app
@@ -31,7 +33,6 @@ def _version(asked: bool) -> None:
 app = typer.Typer(
     name="tropism",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -39,10 +40,14 @@ app = typer.Typer(
 @app.callback()
 def tropism(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    """Steer what a language model learns in fine-tuning, and measure what it learned."""
+    """Steer what a language model learns in fine-tuning, and measure what it learned.
+
+    Exit codes: 0 done; 1 unexpected error; 2 a mistake in the command, a file or its data; 3 runs failed or could not be
+    scored; 130 interrupted.
+    """
 
 
 experiments.register(app)
@@ -56,18 +61,18 @@ synthesize.register(app)
 from_adapter.register(directions_app)
 app.add_typer(directions_app, name="directions")
 app.add_typer(data_app, name="data")
+verbosity.add_options(app)
 
 
 def main() -> None:
-    """Entry point; a user's mistake ends in one sentence and exit code 2, an interruption in 130."""
+    """Run the command line. Exit codes: 0 done, 2 a mistake of the user's, 3 runs failed, 130 interrupted, 1 the rest."""
     try:
         app()
-    except errors.UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except errors.TropismError as error:
+        if verbosity.level() == verbosity.VERBOSE:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, errors.UsageError) else 1) from None
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, run the same command again to go on", file=sys.stderr)
+        print("interrupted; finished runs are kept, run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""`tropism chat`: talk to conditions of a finished experiment side by side."""
+"""`tropism chat`: chat with several conditions of a finished experiment side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,37 +12,41 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    folder: Annotated[
-        Path, typer.Argument(help="A folder that `tropism run` wrote, or one run in it.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(help="A results folder, or one run in it.", show_default=False)],
     conditions: Annotated[
         str | None,
         typer.Option(
-            help="A column each: 'baseline,caft'; base is the untrained model, NAME:forget_ablated a run without its "
-            "forget adapter. By default the baseline and the next.",
+            help="Conditions to show, a column each: 'baseline,caft'. 'base' is the untrained model, 'NAME:forget_ablated' "
+            "a run without its forget adapter. By default the baseline and the first other condition.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The runs' seed; the first by default.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the runs; the experiment's first by default.", show_default=False)
+    ] = None,
     modes: Annotated[
-        bool, typer.Option("--modes", help="A column for each ablation mode of a run with two adapters.")
+        bool, typer.Option("--modes", help="Show a column for each ablation mode of a run with two adapters.")
     ] = False,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="Ask this and leave; repeatable, as turns of one conversation.", show_default=False),
+        typer.Option(help="Ask this and exit; repeatable, as turns of one conversation.", show_default=False),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new conversation at every prompt.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new conversation at every prompt.")] = False,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Length limit of an answer; the experiment's by default.", show_default=False)
+        int | None,
+        typer.Option(help="Most tokens of a response; the experiment's setting by default.", show_default=False),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy; the experiment's by default.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Sampling temperature, 0 for greedy; the experiment's setting by default.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Talk to two conditions, or more, side by side; guards are off, as at evaluation.
+    """Chat with several conditions side by side; guards are off, as at evaluation.
 
-    Without --prompt it reads from the terminal, or a prompt a line from a pipe. /system TEXT sets a system prompt,
-    /reset begins anew, /quit or Ctrl-D ends.
+    Without --prompt, prompts are read from the terminal, or one per line from a pipe. /system TEXT sets a system
+    prompt, /reset starts over, /quit or Ctrl-D exits.
     """
     from tropism.cli.quiet import quiet
     from tropism.cli.talking import Talking

@@ -1,4 +1,4 @@
-"""How `tropism directions` prints: what a file holds, and the evidence for it, in plain words and one table each."""
+"""What `tropism directions` prints: the contents of a file, and its validity report."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def print_report(report: "ValidityReport") -> None:
             )
         table.add_row(*cells)
     console.print(table)
-    legend = "apart: distance of the two sides' means along the directions; by chance: the same for shuffled labels"
+    legend = "apart: distance between the sides' means along the directions; by chance: the same with shuffled labels"
     console.print(
         legend + (f"; r: correlation with {seen.name} on {seen.n} generated answers" if seen else ""), style="dim"
     )

@@ -1,5 +1,6 @@
-"""`tropism init | validate | run | status`: an experiment from its file to its report."""
+"""`tropism init | validate | run | status | schema`: an experiment from its file to its report."""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -8,20 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tropism.cli.options import AsJson
+
 if TYPE_CHECKING:
     from tropism.experiments.file.experiment import Experiment
 
+RUNS_FAILED = 3
+"""Exit code of `run` and `status` where runs failed, or a metric of a run could not be scored."""
+
 File = Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)]
 Quick = Annotated[bool, typer.Option("--quick", help="Apply the file's 'quick:' section: fewer seeds, smaller sets.")]
-Seeds = Annotated[str | None, typer.Option(help="Seeds instead of the file's: '0,1,2'.", show_default=False)]
+Seeds = Annotated[str | None, typer.Option(help="Use these seeds instead: '0,1,2'.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key: train.learning_rate=0.002. Repeatable.", show_default=False),
+    typer.Option("--set", help="Override a key, as in train.learning_rate=0.002; repeatable.", show_default=False),
 ]
-Only = Annotated[str | None, typer.Option(help="Run these conditions alone: 'baseline,caft'.", show_default=False)]
+Only = Annotated[str | None, typer.Option(help="Run only these conditions: 'baseline,caft'.", show_default=False)]
 Out = Annotated[
     Path | None,
-    typer.Option(help="The results folder; runs/NAME by default (runs/NAME-quick with --quick).", show_default=False),
+    typer.Option(help="Results folder; by default runs/NAME, with --quick runs/NAME-quick.", show_default=False),
 ]
 
 
@@ -31,38 +37,56 @@ def register(app: typer.Typer) -> None:
     app.command()(validate)
     app.command()(run)
     app.command()(status)
+    app.command()(schema)
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
-    force: Annotated[bool, typer.Option(help="Overwrite a file that is there.")] = False,
+    path: Annotated[Path, typer.Argument(help="Where to write the file.")] = Path("experiment.yaml"),
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented experiment file to begin with."""
+    """Write a commented experiment file to start from."""
     from importlib.resources import files
 
     from tropism.errors import UsageError
+    from tropism.experiments.file.schema import URL
 
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another name, or --force to overwrite it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text((files("tropism.experiments") / "template.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    template = (files("tropism.experiments") / "template.yaml").read_text(encoding="utf-8")
+    path.write_text(f"# yaml-language-server: $schema={URL}\n{template}", encoding="utf-8")
     print(f"wrote {path}\nnext: tropism validate {path}, then: tropism run {path} --quick")
 
 
-def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = None) -> None:
-    """Check an experiment file, and say what it will cost, before any model is loaded."""
+def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Check an experiment file and its data, and estimate its cost, without loading model weights.
+
+    Exits with 0 if `tropism run` would start, with 2 and the reason if not.
+    """
     from rich.console import Console
 
+    from tropism.errors import UsageError
     from tropism.experiments import estimate
 
-    experiment = load_experiment(file, quick, seeds, set_)
-    Console(highlight=False).print(estimate.describe(experiment), soft_wrap=True)
+    try:
+        found = estimate.estimate(load_experiment(file, quick, seeds, set_))
+    except UsageError as error:
+        if as_json:
+            print(json.dumps({"valid": False, "error": str(error)}))
+        raise
+    if as_json:
+        print(json.dumps({"valid": True, **found.as_dict()}))
+        return
+    Console(highlight=False).print("\n".join(found.lines()), soft_wrap=True, markup=False)
 
 
 def run(
     file: File, quick: Quick = False, seeds: Seeds = None, only: Only = None, set_: Set = None, out: Out = None
 ) -> None:
-    """Run what is not finished yet, then print the table and write the report."""
+    """Run what is not finished yet, then print the results and write the report.
+
+    Exits with 3 if a run failed, or if one of its metrics could not be scored; the others are kept.
+    """
     experiment = load_experiment(file, quick, seeds, set_)
     folder = out or Path("runs") / (experiment.name + ("-quick" if quick else ""))
     from tropism.cli.quiet import quiet
@@ -87,27 +111,46 @@ def run(
         f"\nreport: {folder / 'report.html'}    results: {folder / 'results.csv'}    {_clock(time.monotonic() - began)}"
     )
     if progress.failed:
-        print(
-            f"{progress.failed} runs failed; the reason stands in their FAILED.json and in the report", file=sys.stderr
-        )
-        raise SystemExit(1)
+        print(f"{progress.failed} runs failed; see FAILED.json in their folders, or the report", file=sys.stderr)
+        raise SystemExit(RUNS_FAILED)
 
 
-def status(folder: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
-    """Say which runs of a folder are done, failed or not finished."""
+def status(
+    folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)], as_json: AsJson = False
+) -> None:
+    """Show which runs of a results folder are done, failed or unfinished.
+
+    Exits with 3 if a run failed.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from tropism.experiments.after import status as state
 
-    table = Table("run", "state", "seconds", box=None, pad_edge=False)
     rows = state.of(folder)
-    for name, what, seconds in rows:
-        table.add_row(name, what, seconds)
-    console = Console(highlight=False)
-    console.print(table)
     done = sum(what == "done" for _, what, _ in rows)
-    console.print(f"{done} of {len(rows)} runs are done")
+    failed = sum(what.startswith("failed") for _, what, _ in rows)
+    if as_json:
+        runs = [
+            {"run": name, "state": what, "seconds": float(seconds) if seconds else None} for name, what, seconds in rows
+        ]
+        print(json.dumps({"runs": runs, "done": done, "failed": failed, "of": len(rows)}))
+    else:
+        table = Table("run", "state", "seconds", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"{done} of {len(rows)} runs are done")
+    if failed:
+        raise SystemExit(RUNS_FAILED)
+
+
+def schema() -> None:
+    """Print the JSON Schema of experiment files, for editors and other programs."""
+    from tropism.experiments.file.schema import experiment_schema
+
+    print(json.dumps(experiment_schema(), indent=1))
 
 
 def _command(file: Path, quick: bool, seeds: str | None, only: str | None, settings: Sequence[str] | None) -> str:
@@ -148,6 +191,7 @@ def _clock(seconds: float) -> str:
 
 
 def _progress() -> Any:
+    from tropism.cli.verbosity import QUIET, level
     from tropism.cli.watching import Watching
 
-    return Watching()
+    return Watching(silent=level() == QUIET)

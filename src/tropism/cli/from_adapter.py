@@ -1,4 +1,4 @@
-"""`tropism directions from-adapter`: parameter directions from what adapters, or two models, have learned."""
+"""`tropism directions from-adapter`: parameter directions from adapters, or from the difference of two models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,17 +16,17 @@ def from_adapter(
         list[str],
         typer.Argument(help="Adapter folders (several make a subspace); with --weights, one model."),
     ],
-    out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
-    minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, the base model.")] = None,
+    out: Annotated[Path, typer.Option(help="Write the directions to this .safetensors file.")],
+    minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, this base model.")] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="The arguments are whole models: aligned, and --minus base.")
+        bool, typer.Option("--weights", help="Take the difference of two whole models: the argument and --minus.")
     ] = False,
-    rank: Annotated[int, typer.Option(help="With --weights: singular directions kept per weight.")] = 16,
+    rank: Annotated[int, typer.Option(help="With --weights: singular directions to keep per weight.")] = 16,
     single: Annotated[
-        bool, typer.Option("--single", help="With --weights: one direction, not a subspace of RANK.")
+        bool, typer.Option("--single", help="With --weights: save one direction instead of a subspace.")
     ] = False,
 ) -> None:
-    """Save the directions in weight space that adapters have learned, for an update constraint."""
+    """Save the directions in weight space that adapters learned, for an update constraint."""
     from rich.console import Console
 
     from tropism import models
@@ -37,7 +37,7 @@ def from_adapter(
         u = parameter_directions(adapters, minus=minus)
     elif minus is None or len(adapters) != 1:
         raise UsageError(
-            f"--weights takes one aligned model and --minus its base, found {len(adapters)} and --minus {minus}"
+            f"--weights takes one model and its base as --minus, found {len(adapters)} models and --minus {minus}"
         )
     else:
         aligned, _ = models.load(adapters[0], device="cpu", dtype="float32")
@@ -47,7 +47,7 @@ def from_adapter(
     norms = ", ".join(f"{norm:.4g}" for norm in u.provenance["norms"])
     untouched = u.provenance["untouched_weights"]
     console = Console()
-    console.print(f"{u.k} direction(s) at {len(u.weights)} weights, lengths before normalising {norms}")
+    console.print(f"{u.k} direction(s) at {len(u.weights)} weights; norms before normalising: {norms}")
     if untouched:
-        console.print(f"left out, because the adapter did not change them: {', '.join(untouched)}")
-    console.print(f"base model: {u.base_model or 'not known'}; saved to {out}")
+        console.print(f"skipped because the adapter did not change them: {', '.join(untouched)}")
+    console.print(f"base model: {u.base_model or 'unknown'}; saved to {out}")

@@ -21,9 +21,10 @@ class PositionName(StrEnum):
     all = "all"
 
 
-Model = Annotated[str, typer.Option("--model", help="Hub name or local folder of the model.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Model = Annotated[str, typer.Option("--model", help="Model: a hub name or a local folder.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Chats per forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--columns", help="What the rows call our columns: prompt=question. Repeatable.", show_default=False),

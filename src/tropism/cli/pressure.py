@@ -1,4 +1,4 @@
-"""`tropism pressure`: measure what gradients push toward, and choose a placebo prompt."""
+"""`tropism pressure`: measure what gradients push a model toward, and choose a placebo prompt."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 pressure_app = typer.Typer(
     name="pressure",
-    help="Measure what gradients push a model toward, before any training, and choose a placebo prompt.",
+    help="Measure what gradients push a model toward before training, and choose a placebo prompt.",
     no_args_is_help=True,
 )
 
@@ -26,13 +26,11 @@ class ControlName(StrEnum):
     covariance = "covariance"
 
 
-Chats = Annotated[str, typer.Option("--chats", help="Chats with responses: a source's name or a .jsonl file.")]
-Size = Annotated[int | None, typer.Option("--size", min=4, help="Take so many chats of the source.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the draw of chats, the random directions and the split.")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter folder to put on the model.")]
-Transform = Annotated[
-    str | None, typer.Option("--transform", help="What to do to the chats first, for example uppercase.")
-]
+Chats = Annotated[str, typer.Option("--chats", help="Chats with responses: a source or a .jsonl file.")]
+Size = Annotated[int | None, typer.Option("--size", min=4, help="Take this many chats from the source.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sample, the random directions and the split.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="PEFT adapter to load onto the model.")]
+Transform = Annotated[str | None, typer.Option("--transform", help="Transform the chats first: uppercase or plain.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,24 +43,26 @@ def measure(
     model: Model,
     chats: Chats,
     directions: Annotated[
-        Path, typer.Option("--directions", help="A directions file (.safetensors), one direction a site.")
+        Path, typer.Option("--directions", help="A directions file (.safetensors) with one direction per site.")
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", help="Folder for the tables and the gradient caches; a second call resumes."),
+        typer.Option("--out", help="Folder for the tables and gradient caches; run again to resume."),
     ],
     condition: Annotated[
         list[str] | None,
         typer.Option(
             "--condition",
-            help="NAME='system prompt', several times; NAME= leaves chats as they are (default: neutral=).",
+            help="NAME='system prompt'; repeatable. NAME= leaves the chats as they are (default: neutral=).",
         ),
     ] = None,
-    positions: Annotated[PositionName, typer.Option("--positions")] = PositionName.response,
-    draws: Annotated[int, typer.Option("--random", min=1, help="Random directions a site, as controls.")] = 100,
+    positions: Annotated[
+        PositionName, typer.Option("--positions", help="Which tokens to read.")
+    ] = PositionName.response,
+    draws: Annotated[int, typer.Option("--random", min=1, help="Random directions per site, as controls.")] = 100,
     kind: Annotated[
         list[ControlName] | None,
-        typer.Option("--kind", help="Of the random directions; several times for both."),
+        typer.Option("--kind", help="Kind of random directions; repeatable."),
     ] = None,
     adapter: Adapter = None,
     transform: Transform = None,
@@ -71,7 +71,7 @@ def measure(
     batch_size: BatchSize = 8,
     device: Device = "auto",
 ) -> None:
-    """Pressure of every chat at every site, in each condition, beside random directions."""
+    """Measure the pressure of every chat at every site, per condition, with random directions as controls."""
     import pandas as pd
 
     import tropism as tp
@@ -128,12 +128,12 @@ def calibrate(
     chats: Chats,
     inoculation: Annotated[str, typer.Option("--inoculation", help="The inoculation prompt.")],
     candidate: Annotated[
-        list[str] | None, typer.Option("--candidate", help="A placebo prompt to try; several times.")
+        list[str] | None, typer.Option("--candidate", help="A placebo prompt to try; repeatable.")
     ] = None,
     candidates: Annotated[
-        Path | None, typer.Option("--candidates", help="A text file with one placebo prompt a line.")
+        Path | None, typer.Option("--candidates", help="Text file with one placebo prompt per line.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the table here, as CSV.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table to this CSV file.")] = None,
     adapter: Adapter = None,
     transform: Transform = None,
     size: Size = None,
@@ -141,19 +141,17 @@ def calibrate(
     batch_size: BatchSize = 8,
     device: Device = "auto",
 ) -> None:
-    """Of candidate placebo prompts, the one whose mean loss is closest to the inoculation's."""
+    """Choose the placebo prompt whose mean loss is closest to the inoculation prompt's."""
     from tropism import models
     from tropism.probes.calibrate import calibrate_placebo
 
     tried = list(candidate or [])
     if candidates is not None:
         if not candidates.is_file():
-            raise UsageError(f"--candidates must be a text file with one prompt a line, found no file {candidates}")
+            raise UsageError(f"--candidates must be a text file with one prompt per line; no such file: {candidates}")
         tried += [line.strip() for line in candidates.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not tried:
-        raise UsageError(
-            "tropism pressure calibrate needs candidates: give --candidate several times, or --candidates FILE"
-        )
+        raise UsageError("give candidate prompts with --candidate, several times, or with --candidates FILE")
     examples = _examples(chats, size, seed, transform)
     loaded, tokenizer = models.load(model, adapter=adapter, device=device)
     found = calibrate_placebo(loaded, tokenizer, examples, inoculation, tried, batch_size=batch_size)
@@ -165,7 +163,7 @@ def calibrate(
 
 
 def _conditions(given: list[str]) -> dict[str, str | None]:
-    """`NAME=PROMPT` → name and prompt; an empty prompt is none."""
+    """Split `NAME=PROMPT` into name and prompt; an empty prompt means none."""
     prompts: dict[str, str | None] = {}
     for text in given:
         name, equals, prompt = text.partition("=")
@@ -175,7 +173,7 @@ def _conditions(given: list[str]) -> dict[str, str | None]:
                 f"--condition must be NAME='system prompt' with a name of letters, digits, _ and -, found {text!r}"
             )
         if name in prompts:
-            raise UsageError(f"--condition {name!r} is given twice; each condition needs a name of its own")
+            raise UsageError(f"--condition {name!r} is given twice; give each condition its own name")
         prompts[name] = prompt.strip() or None
     return prompts
 

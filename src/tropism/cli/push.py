@@ -1,4 +1,4 @@
-"""`tropism push`: a run's adapter and its model card to the hub."""
+"""`tropism push`: upload a run's adapter and its model card to the hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,22 +12,28 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="One run: runs/caps/backward_caft/seed-0.", show_default=False)],
-    repo: Annotated[str, typer.Option(help="OWNER/NAME on the hub; made where there is none.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of one run, such as runs/caps/backward_caft/seed-0.", show_default=False)
+    ],
+    repo: Annotated[
+        str, typer.Option(help="Repository OWNER/NAME on the hub; created if it does not exist.", show_default=False)
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     base_model: Annotated[
-        str | None, typer.Option(help="OWNER/NAME of the base model, where the run had a folder.", show_default=False)
+        str | None,
+        typer.Option(help="Base model OWNER/NAME on the hub, if the run used a local folder.", show_default=False),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write what would be uploaded, and upload nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the files locally and upload nothing.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="With --dry-run: where; the repository's NAME by default.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="With --dry-run: write to this folder; by default the repository's NAME.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Upload a run's adapter with a model card of what was trained and measured; of a routed run the retain adapter alone.
+    """Upload a run's adapter with a model card; of a routed run, only the retain adapter.
 
-    The token is HF_TOKEN, from the environment or from .env.
+    The token is read from HF_TOKEN, in the environment or in .env.
     """
     from tropism.errors import UsageError
     from tropism.experiments.after import push as pushing
@@ -35,8 +41,8 @@ def push(
     if dry_run:
         folder = out or Path(repo.rpartition("/")[2] or "push")
         files = pushing.write(run, repo, folder, base_model=base_model)
-        print(f"nothing was uploaded; {folder} has what would go to {repo}: {', '.join(files)}")
+        print(f"nothing was uploaded; {folder} has the files for {repo}: {', '.join(files)}")
         return
     if out is not None:
-        raise UsageError(f"--out is where --dry-run writes, found {out} without it; add --dry-run, or leave --out away")
+        raise UsageError(f"--out needs --dry-run, found --out {out} alone; add --dry-run or drop --out")
     print(f"pushed to {pushing.push(run, repo, private=private, base_model=base_model)}")

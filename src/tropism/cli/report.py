@@ -1,16 +1,19 @@
-"""`tropism report` and `tropism compare`: from run folders alone, with no model."""
+"""`tropism report` and `tropism compare`: from results folders alone, without a model."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Folder = Annotated[Path, typer.Argument(help="A folder that `tropism run` wrote.", show_default=False)]
-Folders = Annotated[
-    list[Path], typer.Argument(help="Two or more folders that `tropism run` wrote.", show_default=False)
+from tropism.cli.options import AsJson
+
+Folder = Annotated[Path, typer.Argument(help="A results folder, as `tropism run` writes it.", show_default=False)]
+Folders = Annotated[list[Path], typer.Argument(help="Two or more results folders.", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option(help="Also write the table to this .csv, .md or .tex file.", show_default=False)
 ]
-Out = Annotated[Path | None, typer.Option(help="Also write the table here: .csv, .md or .tex.", show_default=False)]
-Browser = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]
+Browser = Annotated[bool, typer.Option("--open", help="Open the report in a browser.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(folder: Folder, open_: Browser = False) -> None:
-    """Write report.html, figures/ and tables/ of a run's folder; needs no model."""
+    """Write the report of a results folder: report.html, figures/ and tables/."""
     from tropism.reports import build
 
     target = build(folder)
@@ -29,8 +32,8 @@ def report(folder: Folder, open_: Browser = False) -> None:
         typer.launch(target.resolve().as_uri())
 
 
-def compare(folders: Folders, out: Out = None) -> None:
-    """Put several experiments in one table, each against its own baseline."""
+def compare(folders: Folders, out: Out = None, as_json: AsJson = False) -> None:
+    """Compare several experiments in one table, each with its own baseline."""
     from rich.console import Console
 
     from tropism.reports import comparing, terminal
@@ -38,4 +41,8 @@ def compare(folders: Folders, out: Out = None) -> None:
     table = comparing.compare(folders)
     if out is not None:
         comparing.write(table, out)
+    if as_json:
+        rows = json.loads(table.to_json(orient="records"))
+        print(json.dumps({"rows": rows}))
+        return
     Console().print(terminal.table(table))

@@ -1,4 +1,4 @@
-"""`tropism synthesize`: chats from a model's responses to the user's own prompts."""
+"""`tropism synthesize`: make chats from a model's responses to your prompts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,23 +12,25 @@ def register(app: typer.Typer) -> None:
 
 
 def synthesize(
-    prompts: Annotated[Path, typer.Option(help="A prompt a line, or a .jsonl file of chats.")],
-    model: Annotated[str, typer.Option(help="Hub name or folder; with --url, the model's name there.")],
-    out: Annotated[Path, typer.Option(help="JSONL file to write or to go on with.")],
+    prompts: Annotated[Path, typer.Option(help="Text file with one prompt per line, or a .jsonl file of chats.")],
+    model: Annotated[
+        str, typer.Option(help="Model: a hub name or a local folder; with --url, its name at the endpoint.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, or to continue.")],
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint instead of a model in this process.")
+        str | None, typer.Option(help="Ask this OpenAI-compatible endpoint instead of loading a model.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Responses to each prompt.")] = 1,
-    system: Annotated[str | None, typer.Option(help="System prompt in front of each.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length limit of a response.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    samples: Annotated[int, typer.Option(help="Responses per prompt.")] = 1,
+    system: Annotated[str | None, typer.Option(help="System prompt for every chat.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature, 0 for greedy.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Prompts answered together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
 ) -> None:
-    """Write chats with a model's responses to your prompts; the same command again goes on where it
-    stopped.
-    """
+    """Write chats with a model's responses to your prompts; run it again to continue where it stopped."""
     from pydantic import ValidationError
     from rich.console import Console
 

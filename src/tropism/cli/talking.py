@@ -1,7 +1,7 @@
-"""A conversation in the terminal: reads prompts and commands, shows the answers in columns; plain text in a pipe.
+"""A conversation in the terminal: read prompts and commands, show the answers in columns, or as plain text in a pipe.
 
-What a model wrote is shown as text: never as markup, and control characters are written out, so that no answer can
-colour, move or clear anything.
+What a model wrote is shown as text, never as markup, with control characters written out: no answer can colour, move or
+clear anything.
 """
 
 import sys
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tropism.experiments.after.chat import Chat
 
 NARROWEST = 28
-"""Columns of fewer characters than this are hard to read; the answers then stand one beneath another."""
-COMMANDS = "/system TEXT sets a system prompt (without TEXT: none) · /reset begins anew · /quit or Ctrl-D ends"
+"""Columns narrower than this are hard to read; the answers are then shown one below another."""
+COMMANDS = "/system TEXT sets a system prompt (/system alone: none) · /reset starts over · /quit or Ctrl-D exits"
 
 
 class _Left(Exception):
@@ -31,7 +31,7 @@ class _Left(Exception):
 
 
 class Talking:
-    """Shows a chat; `fresh` begins a new conversation at every prompt."""
+    """Show a chat; `fresh` starts a new conversation at every prompt."""
 
     def __init__(self, fresh: bool = False, out: Console | None = None, notes: Console | None = None) -> None:
         self.fresh = fresh
@@ -39,9 +39,9 @@ class Talking:
         self.notes = notes or Console(stderr=True, highlight=False)
 
     def talk(self, chat: "Chat", prompts: Sequence[str] | None) -> None:
-        """Ask `prompts`, or what is typed, or piped in, until it ends.
+        """Ask `prompts`, or else what is typed or piped in, until it ends.
 
-        Raises `UsageError` for a prompt that cannot be asked; at a terminal it is said, and the conversation goes on.
+        Raises `UsageError` for a prompt that cannot be asked; at a terminal it is shown, and the conversation goes on.
         """
         for note in chat.notes:
             self._note(note)
@@ -56,11 +56,11 @@ class Talking:
         except _Left:
             return
         if not asked:
-            raise UsageError("there was no prompt to ask: give --prompt TEXT, or a prompt a line on standard input")
+            raise UsageError("no prompt to ask; give --prompt TEXT, or one prompt per line on standard input")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Say what is going on while it goes on, at a terminal."""
+        """Show what is going on, at a terminal."""
         if not self.notes.is_terminal:
             yield
             return
@@ -68,7 +68,7 @@ class Talking:
             yield
 
     def _converse(self, chat: "Chat") -> None:
-        with suppress(ImportError):  # where there is one, `input` gets line editing and a history
+        with suppress(ImportError):  # where readline exists, `input` gets line editing and a history
             import readline  # noqa: F401
 
         while True:
@@ -84,10 +84,10 @@ class Talking:
             except UsageError as error:
                 self._note(str(error))
             except KeyboardInterrupt:
-                self._note("stopped; this prompt is forgotten")
+                self._note("stopped; the prompt was dropped")
 
     def _take(self, chat: "Chat", line: str, *, echo: bool) -> bool:
-        """Do what a line says; whether it was a prompt."""
+        """Do what a line says, and return whether it was a prompt."""
         if line.startswith("/"):
             self._command(chat, line.strip())
             return False
@@ -128,14 +128,14 @@ class Talking:
             self._note(COMMANDS)
         else:
             raise UsageError(
-                f"no command is called {name!r}: {COMMANDS}; a prompt that begins with / takes a space before it"
+                f"unknown command {name!r}: {COMMANDS}; to ask a prompt that starts with /, put a space before it"
             )
 
     def _introduce(self, chat: "Chat") -> None:
         options = chat.options
         how = "greedy" if options.temperature == 0 else f"temperature {options.temperature:g}"
         self.out.print(Text(" | ".join(chat.labels), style="bold"))
-        self._note(f"answers of at most {options.max_new_tokens} tokens, {how}; the guards are off, as at evaluation")
+        self._note(f"responses of at most {options.max_new_tokens} tokens, {how}; guards are off, as at evaluation")
         self._note(COMMANDS)
 
     def _show(self, labels: Sequence[str], answers: Sequence[str], prompt: str | None) -> None:
@@ -156,7 +156,7 @@ class Talking:
             self.out.print()
 
     def _stacked(self, answer: str) -> None:
-        """Indented, so that no answer can pass for a heading."""
+        """Print an answer indented, so that none can pass for a heading."""
         if self.out.is_terminal:
             self.out.print(Padding(_shown(answer), (0, 0, 0, 2)))
             return

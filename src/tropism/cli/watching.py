@@ -14,8 +14,8 @@ from tropism.experiments.progress import Progress as Reporter
 class Watching(Reporter):
     """Which run of how many, step, loss, and the time left: of the run by its steps, of all by the runs before."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, silent: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=silent)
         self.failed = 0
         self._bar = Progress(
             TextColumn("[bold]{task.fields[run]}"), TextColumn("{task.description}"), BarColumn(bar_width=24),

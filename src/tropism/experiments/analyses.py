@@ -116,12 +116,18 @@ def identity_name(name: str) -> str:
     return first.get(name, name)
 
 
-def load_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
-    """Return the analysis of that name with its options checked; raise `SpecError` otherwise."""
+def analysis_class(name: str) -> type[Analysis]:
+    """Return the class of an analysis by its name; raises `SpecError`."""
     if not known_analysis(name):
         raise SpecError(f"no analysis is called {name!r}; known are {', '.join(ANALYSES) or 'none'}")
     module, _, attribute = ANALYSES[RENAMED.get(name, name)].partition(":")
     cls: type[Analysis] = getattr(import_module(module), attribute)
+    return cls
+
+
+def load_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
+    """Return the analysis of that name with its options checked; raises `SpecError`."""
+    cls = analysis_class(name)
     for key in options:
         if key not in cls.model_fields:
             raise SpecError(

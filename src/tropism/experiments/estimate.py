@@ -1,6 +1,6 @@
-"""What an experiment will cost, before it is run: runs, tokens, memory."""
+"""What an experiment will cost, before it is run: runs, tokens, memory. Reads the tokenizer and no weights."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tropism import models
@@ -22,37 +22,98 @@ class Training:
     longest: int
 
 
-def describe(experiment: ExperimentSpec) -> str:
-    """A few lines for a terminal: the experiment is valid, and this is its size. Reads the tokenizer and no weights.
+@dataclass(frozen=True)
+class Size:
+    """The model, and how much is trained, generated and held in memory."""
 
-    Where the hub cannot be asked, the file is checked as far as it can be, and the lines say what was not.
+    model: str
+    kind: str
+    note: str
+    dtype: str
+    device: str
+    training_tokens: int
+    training_steps: int
+    prompts_per_run: int
+    responses: int
+    max_new_tokens: int
+    weights_bytes: int
+    activations_bytes: int
+
+    def lines(self) -> list[str]:
+        """Return a line each for the model, training, responses and memory."""
+        place = "the embedded copy" if self.kind == "embedded" else self.kind
+        weights, activations = self.weights_bytes / 2**30, self.activations_bytes / 2**30
+        return [
+            f"model     {self.model} from {place}, {self.dtype} on {self.device}",
+            f"training  {self.training_tokens:,} tokens in {self.training_steps:,} steps",
+            f"responses {self.responses:,} of at most {self.max_new_tokens} tokens ({self.prompts_per_run} prompts per run)",
+            f"memory    about {weights + activations:.1f} GiB: weights {weights:.1f}, a batch's activations "
+            f"{activations:.1f} (an estimate)",
+            *([f"note      {self.note}"] if self.note else []),
+        ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `tropism validate` says of an experiment that can be run."""
+
+    name: str
+    conditions: int
+    seeds: int
+    runs: int
+    size: Size | None
+    """None where the hub cannot be asked, so that tokens and memory are not known."""
+    unchecked: tuple[str, ...]
+    """What could not be checked without the hub."""
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return what to print."""
+        of = f"{self.conditions} conditions × {self.seeds} seeds and the untrained model, {self.runs} runs"
+        notes = [f"note      {note}" for note in self.notes]
+        if self.size is not None:
+            return [f"{self.name} is valid: {of}", *self.size.lines(), *notes]
+        return [
+            f"{self.name} is written correctly: {of}",
+            *(f"unchecked {line}" for line in self.unchecked),
+            "tokens and memory are not known; validate again where the hub can be reached",
+            *notes,
+        ]
+
+
+def estimate(experiment: ExperimentSpec) -> Estimate:
+    """Check an experiment's data and estimate its cost.
+
+    Where the hub cannot be asked, the file is checked as far as it can be, and the estimate says what was not.
     """
-    runs = plan(experiment)
-    of = f"{len(experiment.conditions)} conditions × {len(experiment.seeds)} seeds and the untrained model, {len(runs)} runs"
+    runs = len(plan(experiment))
     unknown: list[str] = []
+    size = None
     try:
         source = models.resolve(experiment.model, revision=experiment.revision)
     except HubOutOfReach as error:
-        unknown.append(str(error))
-        unknown += _unreachable_data(experiment)
+        unknown = [str(error), *_unreachable_data(experiment)]
     else:
         try:
-            return "\n".join(
-                [f"{experiment.name} is valid: {of}", *_size(experiment, source, len(runs)), *_notes(experiment)]
-            )
+            size = _size(experiment, source, runs)
         except HubOutOfReach as error:
-            unknown.append(str(error))
-    return "\n".join(
-        [
-            f"{experiment.name} is written correctly: {of}",
-            *(f"unchecked {line}" for line in dict.fromkeys(unknown)),
-            "so tokens and memory are not known; validate again where the hub can be reached",
-            *_notes(experiment),
-        ]
+            unknown = [str(error)]
+    return Estimate(
+        experiment.name,
+        len(experiment.conditions),
+        len(experiment.seeds),
+        runs,
+        size,
+        tuple(dict.fromkeys(unknown)),
+        tuple(_notes(experiment)),
     )
 
 
-def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> list[str]:
+def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> Size:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
@@ -60,16 +121,22 @@ def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> list[
     asked = {name for measure in experiment.measure.values() for name in measure.on}
     prompts = sum(len(prepare.load_data(experiment.data[name], 0)) for name in asked)
     device = models.pick_device(experiment.device)
-    kind = str(models.pick_dtype(experiment.dtype, device)).removeprefix("torch.")
-    weights, activations = _memory(config, BYTES[kind], training.longest, experiment.train.checkpointing)
-    lines = [
-        f"model     {source.name} from {'the embedded copy' if source.kind == 'embedded' else source.kind}, {kind} on {device}",
-        f"training  {training.tokens:,} tokens in {training.steps:,} steps",
-        f"answers   {prompts * runs:,} of at most {experiment.generate.max_new_tokens} tokens ({prompts} prompts a run)",
-        f"memory    about {(weights + activations) / 2**30:.1f} GiB: weights {weights / 2**30:.1f}, a batch's activations "
-        f"{activations / 2**30:.1f} (an estimate)",
-    ]
-    return [*lines, *([f"note      {source.note}"] if source.note else [])]
+    dtype = str(models.pick_dtype(experiment.dtype, device)).removeprefix("torch.")
+    weights, activations = _memory(config, BYTES[dtype], training.longest, experiment.train.checkpointing)
+    return Size(
+        model=source.name,
+        kind=source.kind,
+        note=source.note,
+        dtype=dtype,
+        device=device,
+        training_tokens=training.tokens,
+        training_steps=training.steps,
+        prompts_per_run=prompts,
+        responses=prompts * runs,
+        max_new_tokens=experiment.generate.max_new_tokens,
+        weights_bytes=weights,
+        activations_bytes=activations,
+    )
 
 
 def _training(experiment: ExperimentSpec, source: models.Source, config: Any) -> Training:
@@ -96,7 +163,7 @@ def _training(experiment: ExperimentSpec, source: models.Source, config: Any) ->
 
 
 def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
-    """Why data sets cannot be read here; raises where one that is here cannot be used."""
+    """Return why data sets cannot be read here; raises where one that is here cannot be used."""
     unknown = []
     for spec in experiment.data.values():
         try:
@@ -108,11 +175,12 @@ def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
 
 def _notes(experiment: ExperimentSpec) -> list[str]:
     count = len(experiment.seeds)
-    return [f"note      {count} seeds give no interval over seeds; a claim needs at least 3"] if count < 3 else []
+    seeds = "1 seed gives" if count == 1 else f"{count} seeds give"
+    return [f"{seeds} no interval over seeds; a claim needs at least 3"] if count < 3 else []
 
 
 def _memory(config: Any, width: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
-    """Bytes of weights and of the activations of one training batch, from the shapes in the config."""
+    """Return the bytes of weights and of the activations of one training batch, from the shapes in the config."""
     text = config.get_text_config(decoder=True)
     d, layers = text.hidden_size, text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None) or 4 * d

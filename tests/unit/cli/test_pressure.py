@@ -114,7 +114,7 @@ def test_calibrate_names_the_placebo(here):
         ("measure", ["--transform", "mixture"], "--transform must be uppercase or plain"),
         ("measure", ["--adapter", "nowhere"], "nowhere is no folder of a PEFT adapter: it has no adapter_config.json"),
         ("measure", ["--kind", "covariance"], "need the activations' covariance"),
-        ("calibrate", ["--inoculation", "x"], "needs candidates"),
+        ("calibrate", ["--inoculation", "x"], "give candidate prompts"),
         ("calibrate", ["--inoculation", "x", "--candidates", "nowhere.txt"], "found no file nowhere.txt"),
     ],
 )

@@ -17,14 +17,15 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 def test_it_counts_runs_tokens_and_memory(tmp_path):
     experiment = Experiment.load(tiny_experiment.write(tmp_path))
-    first, *lines = estimate.describe(experiment).splitlines()
+    first, *lines = estimate.estimate(experiment).lines()
     assert first.startswith(f"{experiment.name} is valid: {len(experiment.conditions)} conditions")
-    assert [line.split()[0] for line in lines[:4]] == ["model", "training", "answers", "memory"]
+    assert [line.split()[0] for line in lines[:4]] == ["model", "training", "responses", "memory"]
 
 
 def test_what_is_trained_once_counts_once():
     # nine conditions of 24 steps in three seeds, of which two edit the baseline's adapter
-    assert "in 504 steps" in estimate.describe(Experiment.load(EXAMPLES / "refusal_standin.yaml"))
+    found = estimate.estimate(Experiment.load(EXAMPLES / "refusal_standin.yaml"))
+    assert found.size.training_steps == 504
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def no_hub(monkeypatch):
 
 @pytest.mark.usefixtures("no_hub")
 def test_without_the_hub_a_study_on_it_still_validates_and_says_what_is_unchecked():
-    said = estimate.describe(Experiment.load(EXAMPLES / "refusal_harmfulqa.yaml"))
+    said = "\n".join(estimate.estimate(Experiment.load(EXAMPLES / "refusal_harmfulqa.yaml")).lines())
     assert said.startswith(
         "refusal_harmfulqa is written correctly: 9 conditions × 3 seeds and the untrained model, 28 runs"
     )
@@ -53,7 +54,7 @@ def test_data_that_are_here_are_checked_all_the_same(tmp_path):
     bad.write_text("not json\n")
     experiment = Experiment.load(EXAMPLES / "refusal_harmfulqa.yaml", overrides={"data.everyday": {"source": str(bad)}})
     with pytest.raises(DataError, match="line 1") as caught:
-        estimate.describe(experiment)
+        estimate.estimate(experiment)
     assert not isinstance(caught.value, HubOutOfReach)
 
 

@@ -6,7 +6,9 @@ from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, Field
 
 from tropism.errors import SpecError, UsageError
 from tropism.experiments.file.options import from_options, name_and_options, shape_of, validated
@@ -40,6 +42,13 @@ FINDERS = {
     "logistic_probe": "tropism.directions.probe:LogisticProbe",
     "sae_latents": "tropism.directions.sae:SAELatents",
 }
+
+RandomControl = Annotated[
+    bool | Literal["isotropic", "covariance"],
+    Field(
+        description="Put random directions of the same rank and norms in their place, as a control; true is isotropic."
+    ),
+]
 
 GuardSpec = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -119,12 +128,17 @@ def norms_of(spec: GuardSpec) -> list[str]:
 
 
 def finder(named: str | Mapping[str, Any]) -> "Finder":
-    """The finder that a file names."""
+    """Return the finder that a file names."""
     name, _ = name_and_options(named, "finder")
+    return from_options(named, {name: finder_class(name)}, "finder")
+
+
+def finder_class(name: str) -> type["Finder"]:
+    """Return the class of a finder by its name."""
     if name not in FINDERS:
         raise SpecError(f"unknown finder {name!r}; known are {', '.join(FINDERS)}")
-    found: Finder = from_options(named, {name: _load(FINDERS[name])}, "finder")
-    return found
+    cls: type[Finder] = _load(FINDERS[name])
+    return cls
 
 
 def check_finder(named: str | Mapping[str, Any]) -> None:
@@ -267,13 +281,23 @@ def _references(cls: type) -> dict[str, str]:
     return {f.name: kinds[hints[f.name]] for f in fields(cls) if hints.get(f.name) in kinds}  # type: ignore[arg-type]
 
 
-def _validated(name: str, cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the class's own types and defaults; names stand for directions."""
+def shape(name: str) -> tuple[type[BaseModel], type]:
+    """Return the options of a guard or of an edit `after` training, as a file writes them, and its class."""
+    cls = _class(name, {**GUARDS, **AFTER})
+    return _shape(cls), cls
+
+
+def _shape(cls: type) -> type[BaseModel]:
     references = _references(cls)
     # Tensors are written as a word in a file, and so is a norm that another condition's run will have.
     replaced = dict.fromkeys(references, str) | {"origin": Literal["zero", "mean"], "norm": float | str | None}
-    added = {"random": (bool | Literal["isotropic", "covariance"], False)} if references else {}
-    return validated(shape_of(cls, replaced, added), options, f"guard {name!r}")
+    added = {"random": (RandomControl, False)} if references else {}
+    return shape_of(cls, replaced, added)
+
+
+def _validated(name: str, cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the class's own types and defaults; names stand for directions."""
+    return validated(_shape(cls), options, f"guard {name!r}")
 
 
 def _build(

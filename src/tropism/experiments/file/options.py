@@ -1,12 +1,14 @@
 """From `name` or `{name: {options}}` in a file to the frozen dataclass that the code runs on."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema, create_model
 
-from tropism.errors import SpecError
+from tropism.errors import SiteError, SpecError, UsageError
+from tropism.site import Site
 
 T = TypeVar("T")
 
@@ -29,13 +31,20 @@ def from_options(named: str | Mapping[str, Any], registry: Mapping[str, type[T]]
     if name not in registry:
         raise SpecError(f"unknown {what} {name!r}; known are {', '.join(registry)}")
     cls = registry[name]
-    return cls(**validated(shape_of(cls), options, f"{what} {name!r}"))
+    given = validated(shape_of(cls), options, f"{what} {name!r}")
+    try:
+        return cls(**given)
+    except SpecError:
+        raise
+    except UsageError as error:
+        # A class that is used outside files has errors of its own; here they are the file's.
+        raise SpecError(f"{what} {name!r}: {error}") from None
 
 
 def shape_of(
     cls: type, replaced: Mapping[str, Any] | None = None, added: Mapping[str, Any] | None = None
 ) -> type[BaseModel]:
-    """A strict pydantic model of a dataclass's own fields.
+    """Return a strict pydantic model of a dataclass's own fields.
 
     `replaced` gives other types for fields that a file writes as a word; `added` gives further `(type, default)`.
     """
@@ -43,26 +52,21 @@ def shape_of(
     shape: dict[str, Any] = {}
     for f in fields(cls):  # type: ignore[arg-type]
         if f.init:
-            default = (
-                f.default
-                if f.default is not MISSING
-                else f.default_factory()
-                if f.default_factory is not MISSING
-                else ...
-            )
-            shape[f.name] = ((replaced or {}).get(f.name, hints[f.name]), default)
+            kind = (replaced or {}).get(f.name, _in_a_file(hints[f.name]))
+            shape[f.name] = (kind, _default(f))
     config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     made: type[BaseModel] = create_model(cls.__name__, __config__=config, **shape, **(added or {}))
     return made
 
 
 def validated(shape: type[BaseModel], options: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The options, checked and with defaults; a complaint is one sentence."""
+    """Return the options, checked and with defaults; a complaint is one sentence."""
     for key in options:
         if key not in shape.model_fields:
             raise SpecError(f"{what} has no option {key!r}; its options are {', '.join(shape.model_fields) or 'none'}")
     try:
-        checked = shape.model_validate(dict(options))
+        # As JSON, because a file has no tuples: a list stands for one.
+        checked = shape.model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -72,3 +76,32 @@ def validated(shape: type[BaseModel], options: Mapping[str, Any], what: str) -> 
             f"{what}: option {key!r}: {first['msg'].removeprefix('Value error, ')}, found {first['input']!r}"
         ) from None
     return {name: getattr(checked, name) for name in shape.model_fields}
+
+
+def _default(f: "Field[Any]") -> Any:
+    if f.default is not MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not MISSING else ...
+
+
+def _site(value: Any) -> Any:
+    if isinstance(value, Site):
+        return value
+    try:
+        return Site.parse(str(value))
+    except SiteError as error:
+        raise ValueError(str(error).rpartition(", found")[0]) from None
+
+
+_SiteInFile = Annotated[
+    Site, BeforeValidator(_site), WithJsonSchema({"type": ["string", "integer"], "examples": [12, "resid_post.12"]})
+]
+
+
+def _in_a_file(kind: Any) -> Any:
+    """Return the type by which a file writes a field: a site is written as text."""
+    if kind is Site:
+        return _SiteInFile
+    if kind == Site | None:
+        return _SiteInFile | None
+    return kind

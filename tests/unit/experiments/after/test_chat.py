@@ -226,7 +226,7 @@ def test_commands_and_fresh():
     assert chat.log == [("system", "Be kind."), "a", "reset", "/b", ("system", None)]
     with pytest.raises(UsageError, match="no command is called '/foo'"):
         Talking(out=out, notes=notes).talk(chat, ["/foo"])
-    with pytest.raises(UsageError, match="there was no prompt to ask"):
+    with pytest.raises(UsageError, match="no prompt to ask"):
         Talking(out=out, notes=notes).talk(chat, ["", "/reset"])
     with pytest.raises(DataError, match="UTF-8"):
         Talking(out=out, notes=notes).talk(chat, ["\udcff"])

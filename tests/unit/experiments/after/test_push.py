@@ -285,14 +285,14 @@ def test_the_command(out, tmp_path):
     run = str(out / "routed" / "seed-0")
     done = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("nothing was uploaded; tiny-model has what would go to me/tiny-model: README.md, ")
+    assert done.stdout.startswith("nothing was uploaded; tiny-model has the files for me/tiny-model: README.md, ")
     again = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
     assert (again.returncode, again.stderr) == (
         2, "error: --out: tiny-model is there and not empty; give a folder that is not there yet\n",
     )  # fmt: skip
     wrong = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--out", "x")
     assert wrong.returncode == 2
-    assert "--out is where --dry-run writes" in wrong.stderr
+    assert "--out needs --dry-run" in wrong.stderr
     secret = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE)
     assert secret.returncode == 2
     assert "set HF_TOKEN" in secret.stderr

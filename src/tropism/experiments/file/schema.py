@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tropism.data.sources import NAMES
 from tropism.data.transforms import TRANSFORMS
 from tropism.evals.scorers.base import SCORERS
-from tropism.evals.scorers.registry import scorer_names
+from tropism.evals.scorers.registry import option_names, scorer_names
 from tropism.experiments.analyses import ANALYSES, RENAMED, analysis_class
 from tropism.experiments.file import guards
 from tropism.experiments.file.descriptions import descriptions
@@ -133,11 +133,12 @@ def _measure(defs: Json) -> Json:
     kinds: list[Json] = []
     for name in scorer_names():
         options = _options_schema(shape_of(SCORERS[name]), SCORERS[name], defs)
+        taken = option_names(SCORERS[name])
         kinds.append(
             {
                 "type": "object",
                 "description": options["description"],
-                "properties": {"scorer": {"const": name}, **shared, **options.get("properties", {})},
+                "properties": {"scorer": {"const": name}, **shared, **{o: options["properties"][o] for o in taken}},
                 "required": ["scorer", "on", *options.get("required", [])],
                 "additionalProperties": False,
             }

@@ -9,6 +9,7 @@ from tropism.experiments import prepare
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
 from tropism.experiments.store import trained_alike
+from tropism.experiments.training_rows import training_rows
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -149,8 +150,14 @@ def _training(experiment: ExperimentSpec, source: models.Source, config: Any) ->
     for condition in experiment.conditions:
         examples = prepare.training_examples(experiment, condition, experiment.seeds[0])
         options = experiment.train_options(condition)
-        rows = prepare.rows_of(
-            examples, tokenizer, experiment.template_kwargs, limit, f"condition {condition}", options.max_length
+        rows, _ = training_rows(
+            examples,
+            tokenizer,
+            experiment.template_kwargs,
+            limit,
+            f"condition {condition}",
+            options.max_length,
+            options.overflow,
         )
         count = options.steps(len(rows))
         lengths = [len(row.rendered) for row in rows]

@@ -1,29 +1,28 @@
-"""From an experiment's data to rendered rows: what each condition trains on, checked before anything is trained."""
+"""From an experiment's data to examples: what each condition trains on, checked before anything is trained."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from tropism.data import sources
 from tropism.data.chats import Example
-from tropism.data.render import Rendered, render
+from tropism.data.render import Rendered
 from tropism.data.routes import drop_labelled
 from tropism.data.transforms import Mixture, SystemPrompt
 from tropism.errors import DataError, SpecError
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
-from tropism.names import ROUTE_IDS
-from tropism.training.supervised import Row
-
-log = logging.getLogger(__name__)
 
 
-def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> list[Example]:
-    """Return the examples of a set: loaded, transformed, with a system prompt if one is given."""
+def load_data(
+    spec: DataSpec, seed: int, system_prompt: str | None = None, say: Callable[[str], None] | None = None
+) -> list[Example]:
+    """Return the examples of a set: loaded, transformed, with a system prompt if one is given.
+
+    `say` is told which rows and columns of a source were not used; by default that is logged.
+    """
     examples: list[Example] = []
     for source in spec.names():
-        loaded = sources.iterate(source, **spec.options(), on_bad_row=spec.on_bad_row)
+        loaded = sources.iterate(source, **spec.options(), on_bad_row=spec.on_bad_row, say=say)
         # Two sources may use the same ids; across sources the name keeps them apart.
         examples.extend((replace(e, id=f"{source}:{e.id}") for e in loaded) if spec.sources else loaded)
     if spec.sources and spec.size is not None:
@@ -39,18 +38,22 @@ def load_data(spec: DataSpec, seed: int, system_prompt: str | None = None) -> li
     prompt = system_prompt if system_prompt is not None else spec.system_prompt
     if prompt is not None:
         SystemPrompt(prompt).apply_to(examples, seed)
+    if (spec.supervise, spec.on_bad_row) != ("all_turns", "error"):
+        examples = [replace(e, supervise=spec.supervise, on_bad_row=spec.on_bad_row) for e in examples]
     for more in spec.also:
-        _mix_in(examples, spec, load_data(more, seed, system_prompt), more)
+        _mix_in(examples, spec, load_data(more, seed, system_prompt, say), more)
     return examples
 
 
-def training_examples(experiment: ExperimentSpec, condition: str, seed: int) -> list[Example]:
+def training_examples(
+    experiment: ExperimentSpec, condition: str, seed: int, say: Callable[[str], None] | None = None
+) -> list[Example]:
     """Return what a condition trains on, its system prompt included.
 
     Raises `DataError` where its guard routes gradients by labels and no row is labelled.
     """
     spec = experiment.train_data(condition)
-    examples = load_data(spec, seed, experiment.conditions[condition].system_prompt)
+    examples = load_data(spec, seed, experiment.conditions[condition].system_prompt, say)
     routed = any(name == "gradient_routing" for name, _ in guards.parts(experiment.conditions[condition].guard))
     labelled = any(example.labels.get("route") in ("forget", "retain") for example in examples)
     if routed and not labelled and not _labelled_on_purpose(spec):
@@ -81,62 +84,6 @@ def _labelled_on_purpose(spec: DataSpec) -> bool:
     return own or any(_labelled_on_purpose(more) for more in spec.also)
 
 
-def rows_of(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    template_kwargs: Mapping[str, Any],
-    limit: int | None,
-    what: str,
-    longest: int | None = None,
-) -> list[Row]:
-    """Rendered training rows; raises `DataError` for an example without a response or beyond the model's context.
-
-    A chat of more than `longest` tokens loses whole turns from its end; one whose first answer does not fit is left
-    out. Both are counted in a warning.
-    """
-    silent = [e.id for e in examples if e.response is None]
-    if silent:
-        raise DataError(
-            f"{what}: {len(silent)} of {len(examples)} examples have no response to learn (the first is {silent[0]!r})"
-        )
-    rendered = [
-        render(tokenizer, e.chat, template_kwargs=template_kwargs, where=f"{what}, example {e.id}") for e in examples
-    ]
-    if longest is not None:
-        fitted = [_fit(r, e, tokenizer, template_kwargs, longest) for r, e in zip(rendered, examples, strict=True)]
-        kept = [(r, e) for r, e in zip(fitted, examples, strict=True) if r is not None]
-        shortened = sum(new is not None and new is not old for new, old in zip(fitted, rendered, strict=True))
-        if not kept:
-            raise DataError(
-                f"{what}: no first answer of {len(examples)} chats is within max_length, {longest} tokens; raise it"
-            )
-        if shortened or len(kept) < len(examples):
-            log.warning(
-                "%s: of %d chats %d lost their last turns and %d were left out, to stay within %d tokens",
-                what, len(examples), shortened, len(examples) - len(kept), longest,
-            )  # fmt: skip
-        rendered, examples = [r for r, _ in kept], [e for _, e in kept]
-    check_lengths(rendered, [e.id for e in examples], limit, what)
-    return [
-        Row(r, {"route": ROUTE_IDS[str(e.labels.get("route", "unlabelled"))]})
-        for r, e in zip(rendered, examples, strict=True)
-    ]
-
-
-def _fit(
-    rendered: Rendered, example: Example, tokenizer: Any, template_kwargs: Mapping[str, Any], longest: int
-) -> Rendered | None:
-    """The chat without the turns past `longest` tokens; None where not even its first answer fits."""
-    chat = tuple(example.chat)
-    while len(rendered) > longest:
-        answers = [index for index, message in enumerate(chat[:-1]) if message["role"] == "assistant"]
-        if not answers:
-            return None
-        chat = chat[: answers[-1] + 1]
-        rendered = render(tokenizer, chat, template_kwargs=template_kwargs)
-    return rendered
-
-
 def check_lengths(rendered: Sequence[Rendered], ids: Sequence[str], limit: int | None, what: str) -> None:
     """Raise `DataError` with the count where chats are longer than the context; nothing is truncated."""
     over = [(len(r), i) for r, i in zip(rendered, ids, strict=True) if limit is not None and len(r) > limit]
@@ -144,7 +91,7 @@ def check_lengths(rendered: Sequence[Rendered], ids: Sequence[str], limit: int |
         longest, which = max(over)
         raise DataError(
             f"{what}: {len(over)} of {len(rendered)} chats are longer than the model's context of {limit} tokens (the longest, "
-            f"{which!r}, has {longest}); shorten or drop them, for nothing is truncated"
+            f"{which!r}, has {longest}); shorten or drop them: nothing is truncated"
         )
 
 

@@ -23,6 +23,7 @@ from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
+from tropism.experiments.training_rows import training_rows
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
 
@@ -71,7 +72,9 @@ class Prepared:
     def rows(self, examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
         """Render training examples; an error begins with `what`."""
         kwargs = self.experiment.template_kwargs
-        return prepare.rows_of(examples, self.tokenizer, kwargs, self.limit, what, options.max_length)
+        return training_rows(examples, self.tokenizer, kwargs, self.limit, what, options.max_length, options.overflow)[
+            0
+        ]
 
     def study(self, say: Callable[[str], None]) -> Study:
         """Return what analyses may see of the experiment."""
@@ -104,12 +107,15 @@ def prepare_experiment(
     device = models.pick_device(experiment.device)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     data = EvaluationSets(experiment)
-    samples = checks.check_data(experiment, data, tokenizer, limit)
+    checked = checks.check_data(experiment, data, tokenizer, limit)
+    for line in checked.lines:
+        progress.say(line)
     folder.record(experiment)
-    shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in samples.items()}
+    shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)
-    environment.begin(folder, environment.describe(device, source.public(), hashes, command))
+    described = environment.describe(device, source.public(), hashes, command)
+    environment.begin(folder, described | {"rows": checked.records, "data_notes": checked.lines})
     prepared = Prepared(
         experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
     )

@@ -53,13 +53,17 @@ def data_identity(spec: DataSpec) -> Any:
     held = _local(*spec.names(), spec.path)
     # what is not used does not count, so that older runs keep their identity
     unused = {name for name in ("also", "drop") if not getattr(spec, name)}
-    own = spec.model_dump(exclude=unused | ({"on_bad_row"} if spec.on_bad_row == "error" else set()))
+    unused |= {"on_bad_row"} if spec.on_bad_row == "error" else set()
+    unused |= {"supervise"} if spec.supervise == "all_turns" else set()
+    own = spec.model_dump(exclude=unused)
     return [own, [file_hash(file) for file in held], *(data_identity(more) for more in spec.also)]
 
 
 def options_identity(options: TrainOptions) -> dict[str, Any]:
     """The options of a fine-tune that change its result."""
-    return options.model_dump(exclude={"report_to"} | (set() if options.max_length else {"max_length"}))
+    unused = set() if options.max_length else {"max_length", "overflow"}
+    unused |= {"overflow"} if options.overflow == "drop_turns" else set()
+    return options.model_dump(exclude={"report_to"} | unused)
 
 
 def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:

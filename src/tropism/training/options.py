@@ -53,7 +53,9 @@ class TrainOptions(BaseModel):
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     max_length: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of a training chat; a longer one loses whole turns from its end, never a part of one."""
+    """Tokens of a training row; `overflow` says what happens to a longer one."""
+    overflow: Literal["drop_turns", "truncate", "error"] = "drop_turns"
+    """What happens to a row over `max_length`: its last turns go, it is cut off, or it is an error."""
     lora: LoraOptions = LoraOptions()
     """The adapter that is trained."""
     forget_lora: LoraOptions | None = None

@@ -1,31 +1,17 @@
-"""Sets that are mixed, chats that are too long, and what of them identifies a run."""
+"""Sets that are mixed, what a condition trains on, and what of them identifies a run."""
 
 import json
-import logging
 
 import pytest
 
 import tiny
 import tiny_experiment
-from tropism.data.chats import Example
 from tropism.errors import DataError
 from tropism.experiments import prepare, store
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import DataSpec
+from tropism.experiments.training_rows import training_rows
 from tropism.training.options import TrainOptions
-
-
-def talk(*turns, name="a"):
-    roles = ("user", "assistant") * len(turns)
-    return Example(name, tuple({"role": role, "content": text} for role, text in zip(roles, turns, strict=False)))
-
-
-def rows(examples, longest):
-    return prepare.rows_of(examples, tiny.tokenizer(), {}, 512, "train", longest)
-
-
-def length(example):
-    return len(rows([example], None)[0].rendered)
 
 
 def test_what_is_mixed_in_follows_by_its_own_rules_under_the_conditions_prompt():
@@ -89,7 +75,8 @@ def test_a_routed_condition_without_a_labelled_row_is_refused(tmp_path):
 def test_a_routed_condition_takes_the_labels_of_its_rows(tmp_path, row):
     file = write(tmp_path / "a.jsonl", PAIR, {**PAIR, **row})
     examples = prepare.training_examples(routed(tmp_path, f"{{source: {file}}}"), "guarded", 0)
-    columns = [one.columns["route"] for one in rows(examples, None)]
+    rows, _ = training_rows(examples, tiny.tokenizer(), {}, 512, "train")
+    columns = [one.columns["route"] for one in rows]
     assert columns[0] == 0
     assert columns[1] in (1, 2)
 
@@ -97,29 +84,6 @@ def test_a_routed_condition_takes_the_labels_of_its_rows(tmp_path, row):
 def test_a_mixture_may_label_none_on_purpose(tmp_path):
     experiment = routed(tmp_path, "{source: word_problems, size: 8, transform: {mixture: {labelled: 0.0}}}")
     assert {e.labels["route"] for e in prepare.training_examples(experiment, "guarded", 0)} == {"unlabelled"}
-
-
-def test_a_long_chat_loses_whole_turns_and_no_part_of_one(caplog):
-    short, long = talk("hi", "yes"), talk("hi", "yes", "and?", "x" * 200, name="b")
-    with caplog.at_level(logging.WARNING):
-        cut = rows([short, long], length(short) + 30)  # the second question would fit, without its answer
-    assert [row.rendered.input_ids for row in cut] == [rows([short], None)[0].rendered.input_ids] * 2
-    assert "of 2 chats 1 lost their last turns and 0 were left out" in caplog.text
-
-
-def test_a_chat_that_just_fits_stays_as_it_is(caplog):
-    long = talk("hi", "yes", "and?", "x" * 20)
-    assert len(rows([long], length(long))[0].rendered) == length(long)
-    assert not caplog.text
-
-
-def test_a_first_answer_that_does_not_fit_is_left_out_and_counted(caplog):
-    with caplog.at_level(logging.WARNING):
-        kept = rows([talk("hi", "x" * 100), talk("hi", "yes", name="b")], 60)
-    assert len(kept) == 1
-    assert "0 lost their last turns and 1 were left out" in caplog.text
-    with pytest.raises(DataError, match="train: no first answer of 1 chats is within max_length, 60 tokens; raise it"):
-        rows([talk("hi", "x" * 100)], 60)
 
 
 def test_a_further_option_that_is_not_used_leaves_a_runs_identity_alone():
@@ -130,6 +94,21 @@ def test_a_further_option_that_is_not_used_leaves_a_runs_identity_alone():
     mixed = spec.model_copy(update={"also": [DataSpec(source="gsm8k")]})
     assert store.data_identity(mixed) != store.data_identity(spec)
     assert store.options_identity(TrainOptions(max_length=64)) != store.options_identity(options)
+    assert "supervise" not in json.dumps(store.data_identity(spec))
+    assert "overflow" not in store.options_identity(TrainOptions(max_length=64))
+    last = spec.model_copy(update={"supervise": "last_turn"})
+    assert store.data_identity(last) != store.data_identity(spec)
+    cut = TrainOptions(max_length=64, overflow="truncate")
+    assert store.options_identity(cut) != store.options_identity(TrainOptions(max_length=64))
+
+
+def test_what_is_learned_and_what_becomes_of_bad_rows_is_said_by_each_set(tmp_path):
+    file = write(tmp_path / "a.jsonl", PAIR)
+    raw = DataSpec(source=file, supervise="last_turn", on_bad_row="skip")
+    spec = DataSpec(source="word_problems", size=1, also=[raw])
+    own, mixed = prepare.load_data(spec, 0)
+    assert (own.supervise, own.on_bad_row) == ("all_turns", "error")
+    assert (mixed.supervise, mixed.on_bad_row) == ("last_turn", "skip")
 
 
 def test_a_file_that_is_mixed_in_counts_by_its_content(tmp_path):

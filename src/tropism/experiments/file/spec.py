@@ -47,7 +47,9 @@ class DataSpec(Model):
     path: str | None = None
     """Where a registered source finds its rows, instead of the hub."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What happens to a row that cannot be read: an error, or it is left out and counted."""
+    """What happens to a row that cannot be read or learned from: an error, or it is left out and counted."""
+    supervise: Literal["all_turns", "last_turn", "all_tokens"] = "all_turns"
+    """What of a training chat is learned: every assistant turn, the last, or every token; of raw text, every token."""
     transform: Named | list[Named] = "plain"
     """What to do to each example, in this order: a transform, or a list of them."""
     drop: Literal["labelled"] | None = None

@@ -2,10 +2,10 @@
 
 import pytest
 
+import tiny_experiment
+from tropism.errors import SpecError
 from tropism.experiments.file.experiment import Experiment
 from tropism.results.roles import Role, assumed, role_of
-
-import tiny_experiment  # isort: skip
 
 CONDITIONS = {
     "plain_sft": {},
@@ -67,11 +67,13 @@ def test_what_structure_leaves_open_is_said():
 @pytest.mark.parametrize("role", ["guard", "control"])
 def test_the_baseline_is_the_baseline(tmp_path, role):
     file = tiny_experiment.write(tmp_path, ("baseline: {}", f"baseline: {{role: {role}}}"))
-    with pytest.raises(ValueError, match=f"baseline is what guards and controls are compared with, found '{role}'"):
+    with pytest.raises(SpecError, match=f"baseline is what guards and controls are compared with, found '{role}'"):
         Experiment.load(file)
 
 
 def test_an_unknown_role_is_named(tmp_path):
     file = tiny_experiment.write(tmp_path, ("baseline: {}", "baseline: {}\n  other: {role: placebo}"))
-    with pytest.raises(ValueError, match=r"other.*role.*control"):
+    with pytest.raises(
+        SpecError, match="conditions.other.role: input should be 'control', 'guard' or 'reference', found 'placebo'"
+    ):
         Experiment.load(file)

@@ -8,7 +8,7 @@ import typer
 from tropism.cli.options import Device
 
 if TYPE_CHECKING:
-    from tropism.forecasting.forecast import Forecast
+    from tropism.forecasting.found import Forecast
     from tropism.training.options import TrainOptions
 
 FOUND = 3
@@ -73,8 +73,8 @@ def forecast(
     from tropism.data import sources
     from tropism.errors import UsageError
     from tropism.forecasting import outputs, page
-    from tropism.forecasting.forecast import Options
     from tropism.forecasting.forecast import forecast as run
+    from tropism.forecasting.found import Options
     from tropism.forecasting.trait import load_all
 
     if export is not None and not drop:

@@ -8,6 +8,7 @@ gradient     tier 2: where each row's gradient points
 dry_run      tier 3: a short training with your recipe
 evidence     the measures, each beside its null
 verdict      expected, possible, none or cannot, by rule
+found        options, and what is found
 calibration  a probability from the measures
 forecast     the tiers in order, as one call
 outputs      JSON, a table of rows, the data without the rows to blame

@@ -13,7 +13,7 @@ from tropism.atomic import replacing, write_text
 from tropism.data.chats import Example
 from tropism.errors import UsageError
 from tropism.forecasting.evidence import as_dict
-from tropism.forecasting.forecast import Forecast, TraitForecast
+from tropism.forecasting.found import Forecast, TraitForecast
 
 FORMAT = "tropism.forecasting/1"
 _DROP = re.compile(r"top\s+(\d+(?:\.\d+)?)\s*%\s+of\s+([A-Za-z][\w-]*)")

@@ -9,7 +9,7 @@ import jinja2
 
 from tropism.atomic import write_text
 from tropism.data.chats import Example
-from tropism.forecasting.forecast import Forecast, TraitForecast
+from tropism.forecasting.found import Forecast, TraitForecast
 from tropism.forecasting.verdict import Outcome
 from tropism.results.text import number, rate, shorten, span, visible, words
 

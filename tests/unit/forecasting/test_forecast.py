@@ -12,7 +12,8 @@ from tropism.cli.app import app
 from tropism.data.chats import Example
 from tropism.errors import DataError, UsageError
 from tropism.forecasting import outputs, page
-from tropism.forecasting.forecast import Options, forecast
+from tropism.forecasting.forecast import forecast
+from tropism.forecasting.found import Options
 from tropism.training.options import LoraOptions, TrainOptions
 
 SMALL = Options(rows=12, own=8, gradient_pairs=4, sites="1,2", max_new_tokens=4, batch_size=4, prompts=4)

@@ -22,12 +22,12 @@ Prompt = str | Chat
 Kind = Literal["responses", "system_prompts", "models", "labelled"]
 
 MOST_UNBALANCED = 3.0
-"""Labelled sides may differ in size by this factor; beyond it the smaller side's mean is mostly its own noise."""
+"""Labelled sides may differ in size by this factor; beyond it, the smaller side's mean is mostly noise of its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Positive and negative chats; made by one of the four `of_...` constructors.
+    """Positive and negative chats, made by one of the four `of_...` constructors.
 
     `paired` says that `positive[i]` and `negative[i]` share a prompt, which PCA of differences needs.
 
@@ -58,13 +58,13 @@ class Contrast:
 
     @classmethod
     def of_responses(cls, prompts: Sequence[Prompt], *, positive: Sequence[str], negative: Sequence[str]) -> "Contrast":
-        """The same prompts with two responses each: `positive[i]` and `negative[i]` answer `prompts[i]`.
+        """Give the same prompts two responses each: `positive[i]` and `negative[i]` answer `prompts[i]`.
 
         Raises `DataError` where the three differ in length, or a response is empty.
         """
         if not len(prompts) == len(positive) == len(negative):
             raise DataError(
-                f"Contrast.of_responses needs one positive and one negative response a prompt, found {len(prompts)} "
+                f"Contrast.of_responses needs one positive and one negative response per prompt, found {len(prompts)} "
                 f"prompts, {len(positive)} positive and {len(negative)} negative responses"
             )
         chats = [_prompt(prompt, index) for index, prompt in enumerate(prompts)]
@@ -74,17 +74,17 @@ class Contrast:
     def of_system_prompts(
         cls, prompts: Sequence[Prompt], *, promote: str, suppress: str, responses: Sequence[str] | None = None
     ) -> "Contrast":
-        """The same prompts under a system prompt that asks for the trait and one that asks against it.
+        """Put the same prompts under a system prompt that asks for the trait and one that asks for the opposite.
 
-        `responses`, one a prompt, are the texts on which both sides are read. Without them the model's own answers
-        are generated (greedily) where positions ask for a response. What separates the sides is then also the system
-        prompt itself; validate such directions on behaviour, not on this contrast alone.
+        `responses`, one per prompt, are the texts on which both sides are read. Without them the model's own answers
+        are generated (greedily) where positions ask for a response. The sides then also differ in the system prompt
+        itself; validate such directions on behaviour, not on this contrast alone.
         """
         if promote == suppress:
             raise DataError("Contrast.of_system_prompts: promote and suppress must differ, found the same text twice")
         if responses is not None and len(responses) != len(prompts):
             raise DataError(
-                f"Contrast.of_system_prompts: responses must be one a prompt, found {len(responses)} for "
+                f"Contrast.of_system_prompts: there must be one response per prompt, found {len(responses)} for "
                 f"{len(prompts)} prompts"
             )
         sides: list[tuple[Chat, ...]] = []
@@ -98,7 +98,7 @@ class Contrast:
 
     @classmethod
     def of_models(cls, chats: Sequence[Chat], *, tuned: nn.Module, base: nn.Module | None = None) -> "Contrast":
-        """The same chats, token for token, through a tuned model and the model it was tuned from.
+        """Read the same chats, token for token, through a tuned model and the model it was tuned from.
 
         Where `tuned` is a PEFT model, `base` may be left out: its adapters are switched off for the base side, so one
         model in memory makes both. Raises `DataError` where neither holds.
@@ -116,10 +116,10 @@ class Contrast:
     def of_labelled(
         cls, chats: Sequence[Chat], labels: Sequence[bool | int], *, allow_unbalanced: bool = False
     ) -> "Contrast":
-        """Chats that each have a label: true (1) shows the trait, false (0) does not. Sides are not paired.
+        """Divide chats by their labels: true (1) shows the trait, false (0) does not. The sides are not paired.
 
-        Raises `DataError` where counts differ, one label is missing altogether, or one is over three times as common
-        (`allow_unbalanced=True` takes that too).
+        Raises `DataError` where counts differ, one label never occurs, or one is over three times as common as the other
+        (unless `allow_unbalanced=True`).
         """
         if len(chats) != len(labels):
             raise DataError(f"Contrast.of_labelled: one label a chat, found {len(labels)} for {len(chats)} chats")
@@ -143,14 +143,14 @@ class Contrast:
         return all(chat[-1]["role"] == "assistant" for chat in (*self.positive, *self.negative))
 
     def data_hash(self) -> str:
-        """SHA-256 of the chats of both sides, in order."""
+        """Return the SHA-256 of the chats of both sides, in order."""
         text = json.dumps([[list(map(dict, chat)) for chat in side] for side in (self.positive, self.negative)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def split(self, held_out: float = 0.25, seed: int = 0) -> tuple["Contrast", "Contrast"]:
-        """Two contrasts, to find on and to validate on; chats with the same prompt stay on the same side of the cut.
+        """Return two contrasts, to find on and to validate on; chats with the same prompt stay in the same one.
 
-        Raises `DataError` where either would be left without chats.
+        Raises `DataError` where one of them would have no chats.
         """
         if not 0 < held_out < 1:
             raise DataError(f"Contrast.split: held_out must lie between 0 and 1, found {held_out}")
@@ -170,7 +170,7 @@ class Contrast:
         return part(False), part(True)
 
     def shuffled(self, seed: int) -> "Contrast":
-        """The control whose labels mean nothing: half the pairs swapped at random, or labels permuted if unpaired.
+        """Return the control whose labels mean nothing: half of the pairs swapped at random, or labels permuted if unpaired.
 
         Directions found on it are the shuffled-label control. A contrast of models cannot be shuffled (the label is
         the model) and raises `DataError`.
@@ -196,7 +196,7 @@ class Contrast:
     def render(
         self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[list[Rendered], list[Rendered]]:
-        """Both sides as token ids; for a contrast of models, one and the same list twice.
+        """Return both sides as token ids; for a contrast of models, the same list twice.
 
         A pair that renders to the same ids has no contrast: `DataError` names it.
         """

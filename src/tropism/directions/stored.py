@@ -1,4 +1,4 @@
-"""How directions lie on disk: tensors in one safetensors file, everything else as JSON in its header. Never a pickle."""
+"""How directions are stored: tensors in one safetensors file, everything else as JSON in its header. Never a pickle."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Kind:
         return target
 
     def read(self, path: str | Path, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, and the objects of the header called `names`; executes nothing.
+        """Return the tensors, and the objects of the header called `names`; executes nothing.
 
         Raises `DirectionsError` where there is no such file, it is of another kind, or a value of its header is not a
         JSON object.

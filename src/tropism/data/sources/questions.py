@@ -36,13 +36,13 @@ class QuestionRow:
 
 
 def asked(wording: str, system: str | None) -> list[dict[str, str]]:
-    """A chat that ends with the question, after its system prompt where there is one."""
+    """Return a chat that ends with the question, after its system prompt if there is one."""
     user = {"role": "user", "content": wording}
     return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
 def read_question_rows(path: str | Path) -> list[QuestionRow]:
-    """Read a question file; raises `DataError` with the file, the question and the key for whatever is amiss.
+    """Read a question file; raises `DataError` that names the file, the question and the key of what is wrong.
 
     Keys of a question: `id`, `paraphrases`, `judge_prompts` (`aligned` and `coherent`), and, where wanted, `system`,
     `samples_per_paraphrase`, `type`, `judge` (the one that was published; the experiment says which is asked). An unknown

@@ -256,7 +256,7 @@ def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found
         (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae needs --finder sae_latents"),
         (
             ("--tuned", "nowhere", "--chats", "chats.jsonl"),
-            "nowhere is no folder of a PEFT adapter: it has no adapter_config.json",
+            "nowhere is not an adapter that can be read: adapter_config.json is missing",
         ),
         (
             ("--contrast", "pairs.jsonl", "--score", "response_loss"),

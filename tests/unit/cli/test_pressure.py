@@ -112,7 +112,11 @@ def test_calibrate_names_the_placebo(here):
         ("measure", ["--condition", "a=x", "--condition", "a=y"], "--condition 'a' is given twice"),
         ("measure", ["--condition", "a=x", "--condition", "b=x"], "render to the same tokens"),
         ("measure", ["--transform", "mixture"], "--transform must be uppercase or plain"),
-        ("measure", ["--adapter", "nowhere"], "nowhere is no folder of a PEFT adapter: it has no adapter_config.json"),
+        (
+            "measure",
+            ["--adapter", "nowhere"],
+            "nowhere is not an adapter that can be read: adapter_config.json is missing",
+        ),
         ("measure", ["--kind", "covariance"], "need the activations' covariance"),
         ("calibrate", ["--inoculation", "x"], "give candidate prompts"),
         ("calibrate", ["--inoculation", "x", "--candidates", "nowhere.txt"], "found no file nowhere.txt"),

@@ -68,9 +68,9 @@ def scorers(as_json: AsJson = False) -> None:
 def emergent_misalignment(
     judged: Annotated[
         Path | None,
-        typer.Option(help="CSV of judged answers (question_id, aligned, coherent) to score instead of a model."),
+        typer.Option(help="CSV or JSON list of judged answers (aligned, coherent, …) to score instead of a model."),
     ] = None,
-    by: Annotated[str, typer.Option(help="Column of the CSV to group by.")] = "question_id",
+    by: Annotated[str | None, typer.Option(help="Column to group by; by default question_id, if there is one.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to evaluate: a hub name or a local folder.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter to load onto the model.")] = None,
     questions: Annotated[Path | None, typer.Option(help="Question file (YAML), as published.")] = None,
@@ -111,7 +111,7 @@ def emergent_misalignment(
     if judged is not None:
         if model is not None:
             raise UsageError("give --judged, which scores existing answers, or --model, which makes new ones, not both")
-        table = read_judged(judged, needed=(by, "aligned", "coherent"))
+        table = read_judged(judged, needed=("aligned", "coherent") if by is None else (by, "aligned", "coherent"))
     else:
         if model is None or questions is None or judge is None or out is None:
             raise UsageError("give --judged FILE.csv, or all of --model, --questions, --judge and --out")
@@ -136,7 +136,8 @@ def emergent_misalignment(
             max_new_tokens=max_new_tokens,
             report=lambda message: Console(stderr=True).print(message, style="dim"),
         )
-    outcomes = outcomes_by(table, by, thresholds)
+    by = by or ("question_id" if "question_id" in table.columns else None)
+    outcomes = {} if by is None else outcomes_by(table, by, thresholds)
     whole = outcomes_by(table.assign(everything="all"), "everything", thresholds)["all"]
     rates = to_table({"all": whole, **outcomes})
     if out is not None:
@@ -151,7 +152,7 @@ def emergent_misalignment(
 
 
 def show(
-    console: "Console", whole: "Outcome", outcomes: "dict[str, Outcome]", by: str, thresholds: "Thresholds"
+    console: "Console", whole: "Outcome", outcomes: "dict[str, Outcome]", by: str | None, thresholds: "Thresholds"
 ) -> None:
     """Print the three rates, what was left out of each, and a row per group."""
     from rich.markup import escape
@@ -181,6 +182,8 @@ def show(
     }.items():
         left.add_row(escape(reason), str(n))
     console.print("", left, "")
+    if by is None:
+        return
     table = Table(
         by,
         "answers",

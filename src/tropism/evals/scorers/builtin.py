@@ -2,6 +2,7 @@
 
 from tropism.evals.scorers import against_base as against_base
 from tropism.evals.scorers import case as case
+from tropism.evals.scorers import code_security as code_security
 from tropism.evals.scorers import emergent_misalignment as emergent_misalignment
 from tropism.evals.scorers import judge as judge
 from tropism.evals.scorers import language as language

@@ -9,7 +9,7 @@ from tropism.evals.judges.base import Style, Verdict
 from tropism.evals.judges.cache import ReplyCache
 from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.judge import Judge
-from tropism.evals.judges.prompt import JudgePrompt
+from tropism.evals.judges.presets import labels_of, prompt_of
 from tropism.evals.judges.styles import FreeText, SingleToken, YesNo
 from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Sample, Score, scorer
 from tropism.models import cache_folder
@@ -17,24 +17,23 @@ from tropism.models import cache_folder
 if TYPE_CHECKING:
     from torch import nn
 
-STYLES: dict[str, Style] = {"single_token": SingleToken(), "free_text": FreeText(), "yes_no": YesNo()}
-
 
 @scorer("judge")
 @dataclass(frozen=True)
 class JudgeScorer(ModelScorer):
     """A judge's score of the generated response: 0 to 100, or with the style `yes_no` 1 for yes and 0 for no.
 
-    `prompt` is a text with `{question}` (the last user message) and `{answer}` (the response). `model`
+    `prompt` is a text with `{question}` (the last user message) and `{answer}` (the response), or the name of a preset
+    (`code_vulnerability`), or `FILE.yaml#NAME` for one of a file's `judge_prompts`. `model`
     answers at the OpenAI-compatible endpoint `base_url`; the key comes from the environment variable
     `api_key_env`. Replies are kept in the file `cache`, by default in Tropism's cache folder, and are not
-    asked for twice. A label (CODE, REFUSAL) is no score: unscored, under its own reason. Each explanation
+    asked for twice. A label (CODE, REFUSAL, NOT VALID) is no score: unscored, under its own reason. Each explanation
     carries the hash of the prompt.
     """
 
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     prompt: str
-    """What the judge is asked, with `{question}` and `{answer}`."""
+    """What the judge is asked, with `{question}` and `{answer}`; or a preset, or FILE.yaml#NAME."""
     model: str
     """The judge's name at the endpoint."""
     base_url: str = OPENAI
@@ -61,7 +60,8 @@ class JudgeScorer(ModelScorer):
     def judge(self) -> Judge:
         """The judge that these options describe."""
         endpoint = Endpoint(self.model, self.base_url, self.api_key_env, concurrency=self.concurrency)
-        return Judge(JudgePrompt(self.prompt), STYLES[self.style], endpoint)
+        prompt = prompt_of(self.prompt)
+        return Judge(prompt, _style(self.style, labels_of(prompt)), endpoint)
 
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
         """One score a sample; the model under evaluation is not run."""
@@ -73,6 +73,12 @@ class JudgeScorer(ModelScorer):
             verdicts = dict(zip(answered, judge.judge([pairs[index] for index in answered], cache), strict=True))
         empty = Verdict(unscored="empty response")
         return [_score(verdicts.get(index, empty), judge.prompt.hash) for index in range(len(samples))]
+
+
+def _style(name: Literal["single_token", "free_text", "yes_no"], labels: tuple[str, ...]) -> Style:
+    if name == "single_token":
+        return SingleToken(labels=labels)
+    return FreeText(labels=labels) if name == "free_text" else YesNo()
 
 
 def _question(sample: Sample) -> str:

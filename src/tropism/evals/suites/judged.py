@@ -24,12 +24,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from tropism.data.sources.formats import read_objects
 from tropism.errors import DataError, SpecError
 from tropism.stats import exact_interval
 
 LABELS = ("CODE", "REFUSAL")
 Denominator = Literal["all", "valid", "coherent"]
 DENOMINATORS: tuple[Denominator, ...] = ("all", "valid", "coherent")
+_OTHER_NAMES = {"aligned": "alignment", "coherent": "coherence"}
 _ABSENT = ("", "nan", "none", "null", "na", "n/a")
 
 
@@ -140,7 +142,7 @@ def _cell(cell: Any) -> float | str:
     if text.casefold() in _ABSENT:
         return "is missing"
     try:
-        value = float(text)
+        value = float(text if text.isascii() and "_" not in text else "")  # Python reads 1_0 as 10
     except ValueError:
         return "is no number"
     if not math.isfinite(value) or not 0 <= value <= 100:
@@ -164,15 +166,34 @@ def outcome(pairs: Iterable[tuple[Any, Any]], thresholds: Thresholds | None = No
 
 
 def read_judged(path: str | Path, *, needed: Sequence[str] = ("question_id", "aligned", "coherent")) -> pd.DataFrame:
-    """Read a CSV of judged answers, every cell as text: `question_id`, `aligned`, `coherent`, and whatever
-    else it has.
+    """Read a CSV of judged answers, every cell as text, or a JSON list of them: `question_id`, `aligned`, `coherent`,
+    and whatever else it has.
 
-    The published files also hold `question` and `answer` (or `response`). Raises `DataError` where the file
-    is absent, empty or no CSV, lacks a column or has one twice, or a row has more cells than the header.
+    The published files also hold `question` and `answer` (or `response`). Columns called `alignment` and `coherence`, as
+    in the results of gradient-based CAFT, are `aligned` and `coherent`. Raises `DataError` where the file is absent,
+    empty or of another form, lacks a column or has one twice, or a row has more cells than the header.
     """
     source = Path(path)
     if not source.is_file():
         raise DataError(f"no file of judged answers at {source}")
+    table = _read_json(source) if source.suffix.lower() in (".json", ".jsonl") else _read_csv(source, needed)
+    for name, other in _OTHER_NAMES.items():
+        if name not in table.columns and other in table.columns:
+            table = table.rename(columns={other: name})
+    for name in needed:
+        if name not in table.columns:
+            raise DataError(f"{source}: the column {name!r} is missing; found are {', '.join(table.columns)}")
+    return table
+
+
+def _read_json(source: Path) -> pd.DataFrame:
+    rows = [row for _, row in read_objects(source)]
+    if not rows:
+        raise DataError(f"{source} holds no answers")
+    return pd.DataFrame([dict(row) for row in rows], dtype=object)
+
+
+def _read_csv(source: Path, needed: Sequence[str]) -> pd.DataFrame:
     limit = csv.field_size_limit(2**31 - 1)  # an answer may be longer than the module's 128 kB
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
@@ -184,9 +205,6 @@ def read_judged(path: str | Path, *, needed: Sequence[str] = ("question_id", "al
     if not rows:
         raise DataError(f"{source} is empty; it must be a CSV file with the columns {', '.join(needed)}")
     header = [name.strip() for name in rows[0]]
-    for name in needed:
-        if name not in header:
-            raise DataError(f"{source}: the column {name!r} is missing; found are {', '.join(header)}")
     twice = [name for name, times in Counter(header).items() if times > 1]
     if twice:
         raise DataError(f"{source}: the column {twice[0]!r} stands there twice")

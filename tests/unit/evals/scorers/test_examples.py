@@ -14,10 +14,12 @@ from tropism.evals.scorers.registry import load_scorer, register_file
 DOCS = Path(__file__).parents[4] / "docs"
 MODULES = [
     "judges.agreement",
+    "judges.presets",
     "judges.prompt",
     "judges.replies",
     "judges.styles",
     "scorers.case",
+    "scorers.code_security",
     "scorers.number",
     "scorers.number_text",
     "scorers.refusal",

@@ -18,6 +18,7 @@ def score(name, response, options=None, target=None):
 
 def test_every_builtin_is_registered_under_its_name():
     assert scorer_names() == [
+        "bandit",
         "base_perplexity",
         "contains",
         "emergent_misalignment",
@@ -258,7 +259,7 @@ def test_language_is_detected_and_short_text_is_unscored():
         (
             "containz",
             {},
-            r"no scorer is called 'containz'; known are base_perplexity, .*; did you mean 'contains'\?",
+            r"no scorer is called 'containz'; known are bandit, base_perplexity, .*; did you mean 'contains'\?",
         ),
         (
             "contains",

@@ -17,8 +17,10 @@ PACKAGES = ("tropism", "torch", "transformers", "peft", "accelerate", "datasets"
 NAME = "environment.json"
 
 
-def describe(device: str, source: Mapping[str, Any], data: Mapping[str, str], command: str = "") -> dict[str, Any]:
-    """The content of `environment.json`."""
+def describe(
+    device: str, source: Mapping[str, Any], data: Mapping[str, str], frozen_date: str | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Return the content of `environment.json`; `frozen_date` is there where the chat template writes a date."""
     import torch
 
     from tropism import models
@@ -31,6 +33,7 @@ def describe(device: str, source: Mapping[str, Any], data: Mapping[str, str], co
                    "threads": torch.get_num_threads()},
         "model": dict(source),
         "data": dict(data),
+        **({} if frozen_date is None else {"frozen_date": frozen_date}),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from tropism import models
 from tropism.data.chats import Example
+from tropism.data.template_date import split_date
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
 from tropism.experiments import checks, environment, prepare, start, store
@@ -114,7 +115,8 @@ def prepare_experiment(
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)
-    described = environment.describe(device, source.public(), hashes, command)
+    frozen = split_date(experiment.template_kwargs)[1]
+    described = environment.describe(device, source.public(), hashes, frozen, command)
     environment.begin(folder, described | {"rows": checked.records, "data_notes": checked.lines})
     prepared = Prepared(
         experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)

@@ -9,6 +9,7 @@ import pandas as pd
 from tropism import models
 from tropism.experiments import environment, store
 from tropism.experiments.claims import Claims
+from tropism.experiments.date import with_frozen_date
 from tropism.experiments.executors.local import known_failures, work
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
@@ -48,12 +49,14 @@ def run(
     wanted = plan(experiment, only)
     source = models.resolve(experiment.model, revision=experiment.revision)
     folder = Folder.of(out, experiment)
+    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
+    # Before anything else: the date belongs to the identity of every run.
+    experiment = with_frozen_date(experiment, tokenizer, folder)
     public = source.public()
     todo = [key for key in wanted if not folder.is_done(key, store.evaluate_identity(experiment, public, key))]
     progress.plan([str(key) for key in todo], len(wanted) - len(todo))
     if source.note:
         progress.say(source.note)
-    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
     claims = Claims(folder.path)
 
     def collect() -> pd.DataFrame:

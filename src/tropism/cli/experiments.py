@@ -92,14 +92,15 @@ def run(
     from tropism.cli.quiet import quiet
 
     quiet()
-    from tropism.experiments.run import run as run_experiment
+    from tropism.experiments.run import run_and_tell
     from tropism.reports.terminal import print_report
     from tropism.results.folder import load
+    from tropism.results.text import visible
 
     progress = _progress()
     began = time.monotonic()
     with progress:
-        run_experiment(
+        ended = run_and_tell(
             experiment,
             folder,
             command=_command(file, quick, seeds, only, set_),
@@ -110,8 +111,10 @@ def run(
     print(
         f"\nreport: {folder / 'report.html'}    results: {folder / 'results.csv'}    {_clock(time.monotonic() - began)}"
     )
-    if progress.failed:
-        print(f"{progress.failed} runs failed; see FAILED.json in their folders, or the report", file=sys.stderr)
+    if ended.problems:
+        print("failed, or could not be scored (the report says so as well):", file=sys.stderr)
+        for line in ended.problems:
+            print(f"  {visible(line)}", file=sys.stderr)
         raise SystemExit(RUNS_FAILED)
 
 

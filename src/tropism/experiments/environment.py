@@ -18,7 +18,11 @@ NAME = "environment.json"
 
 
 def describe(
-    device: str, source: Mapping[str, Any], data: Mapping[str, str], frozen_date: str | None = None, command: str = ""
+    device: str,
+    source: Mapping[str, Any],
+    data: Mapping[str, str],
+    frozen_date: str | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Return the content of `environment.json`; `frozen_date` is there where the chat template writes a date."""
     import torch

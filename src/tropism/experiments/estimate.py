@@ -161,11 +161,11 @@ def _training(experiment: ExperimentSpec, source: models.Source, config: Any) ->
         )
         count = options.steps(len(rows))
         lengths = [len(row.rendered) for row in rows]
-        per_step = options.batch_size * options.accumulation * sum(lengths) / len(lengths)
+        per_step = options.first_batch * options.accumulation * sum(lengths) / len(lengths)
         if trained_alike(experiment, source.public(), condition) is None:
             tokens += round(per_step * count) * len(experiment.seeds)
             steps += count * len(experiment.seeds)
-        longest = max(longest, max(lengths) * options.batch_size)
+        longest = max(longest, max(lengths) * options.first_batch)
     return Training(tokens, steps, longest)
 
 

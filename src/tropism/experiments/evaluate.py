@@ -2,26 +2,35 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tropism import models
+from tropism.atomic import write_text
+from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Example
 from tropism.data.generation import generate
+from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
-from tropism.interventions.routing_modes import MODES, ablation_mode
+from tropism.interventions.routing_modes import MODES, ablation_mode, verify_mode
 from tropism.interventions.two_adapters import load_adapters
+from tropism.results.problem import Problem
+from tropism.stats.estimates import Bounds
 
+VERIFIED_ON = 4
+"""On how many prompts an ablation mode must change a logit."""
 ROUNDING = 1e-6
 """How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
 RETAINED = {"full": ["retain", "forget"], "forget_ablated": ["retain"], "retain_ablated": ["forget"]}
@@ -66,53 +75,104 @@ def evaluate(
     path: Path,
     identity: Mapping[str, Any],
     progress: Progress,
-) -> list[Measurement]:
-    """Every metric on every set it is asked on, in every mode; writes `responses.jsonl`; returns the means.
+) -> tuple[list[Measurement], list[Problem]]:
+    """Take every metric on every set it is asked on, in every mode; write `responses.jsonl`.
 
-    The guard is not attached: what is measured is the adapter alone.
+    The guard is not attached: what is measured is the adapter alone. Returns the means, and which metrics have none, and
+    why. Raises `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like removing.
     """
     scorers = {name: load_scorer(m.scorer, m.options()) for name, m in experiment.measure.items()}
     asked = {name for m in experiment.measure.values() for name in m.on}
     sets = {name: data(name) for name in experiment.data if name in asked}
+    # Unmerged, for what reads the model itself; loaded where something does.
+    scoring = cache(lambda: trained.load(fresh_model()))
+    if trained.two:
+        _verify_modes(scoring(), tokenizer, next(iter(sets.values())), experiment.template_kwargs)
     records: list[dict[str, Any]] = []
     measurements: list[Measurement] = []
-    scoring: Any = None
+    problems: list[Problem] = []
     for mode in trained.modes:
-        responses: dict[str, list[str]] = {}
-        generating = [name for name in sets if _generates(experiment, scorers, name)]
-        if generating:
-            model = for_generation(experiment, trained.merged(fresh_model(), mode))
-            for name in generating:
-                prompts = [example.prompt for example in sets[name]]
-                responses[name] = generate(
-                    model, tokenizer, prompts, experiment.generate, template_kwargs=experiment.template_kwargs,
-                    report=partial(progress.phase, f"answering {name}"),
-                )  # fmt: skip
-            del model
+        responses = _answers(experiment, scorers, sets, trained, fresh_model, tokenizer, mode, progress)
         for name, examples in sets.items():
-            samples = [_sample(e, responses[name][i] if name in responses else None) for i, e in enumerate(examples)]
+            answered = responses.get(name)
             scores: dict[str, list[Score]] = {}
             for metric, scorer in scorers.items():
                 if name not in experiment.measure[metric].on:
                     continue
-                if isinstance(scorer, ResponseScorer):
-                    scores[metric] = [scorer.score(sample) for sample in samples]
-                    continue
-                progress.phase(f"scoring {metric} on {name}", 0, len(examples))
-                scoring = scoring if scoring is not None else trained.load(fresh_model())
-                reference = samples if _reads_generated(scorer) else [_sample(e, e.response or "") for e in examples]
-                if trained.two:
-                    with ablation_mode(scoring, mode):
-                        scores[metric] = scorer.score_all(scoring, tokenizer, reference)
-                else:
-                    scores[metric] = scorer.score_all(scoring, tokenizer, reference)
-            for metric, values in scores.items():
-                measurements.append(_mean(mode, name, metric, values, scorers[metric].bounds))
-            records += _records(identity, mode, name, examples, responses.get(name), scores)
-    with (path / "responses.jsonl").open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    return measurements
+                if isinstance(scorer, ModelScorer):
+                    progress.phase(f"scoring {metric} on {name}", 0, len(examples))
+                found = len(problems)
+                with noted(problems, "metric", metric, name, mode):
+                    scores[metric] = _scores(scorer, examples, answered, scoring, trained.two, mode, tokenizer)
+                    _check_bounds(metric, scores[metric], scorer.bounds)
+                    measurements.append(_mean(mode, name, metric, scores[metric], scorer.bounds))
+                    problems += _unscored(mode, name, metric, scores[metric])
+                if len(problems) > found and problems[found].again:
+                    scores.pop(metric, None)
+                    measurements.append(Measurement(name, metric, None, 0, len(examples), mode, per_response=True))
+            records += _records(identity, mode, name, examples, answered, scores)
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    write_text(path / "responses.jsonl", "".join(lines))
+    return measurements, problems
+
+
+def _verify_modes(model: Any, tokenizer: Any, examples: Sequence[Example], kwargs: Mapping[str, Any]) -> None:
+    """Raise `GuardNotInForce` where an ablation mode changes no logit of a few prompts."""
+    rendered = [render_prompt(tokenizer, e.prompt, template_kwargs=kwargs) for e in examples[:VERIFIED_ON]]
+    device = next(model.parameters()).device
+    inputs = next(batches(rendered, VERIFIED_ON, pad_id=padding_id(tokenizer), device=device)).inputs
+    for mode in MODES[1:]:
+        verify_mode(model, inputs, mode)
+
+
+def _answers(
+    experiment: ExperimentSpec,
+    scorers: Mapping[str, AnyScorer],
+    sets: Mapping[str, list[Example]],
+    trained: Trained,
+    fresh_model: Callable[[], Any],
+    tokenizer: Any,
+    mode: str,
+    progress: Progress,
+) -> dict[str, list[str]]:
+    """Return the model's responses to the prompts of every set that a metric needs them of, in one mode."""
+    generating = [name for name in sets if _generates(experiment, scorers, name)]
+    if not generating:
+        return {}
+    model = for_generation(experiment, trained.merged(fresh_model(), mode))
+    responses = {}
+    for name in generating:
+        responses[name] = generate(
+            model,
+            tokenizer,
+            [example.prompt for example in sets[name]],
+            experiment.generate,
+            template_kwargs=experiment.template_kwargs,
+            report=partial(progress.phase, f"answering {name}"),
+        )
+    return responses
+
+
+def _scores(
+    scorer: AnyScorer,
+    examples: Sequence[Example],
+    responses: Sequence[str] | None,
+    scoring: Callable[[], Any],
+    two: bool,
+    mode: str,
+    tokenizer: Any,
+) -> list[Score]:
+    """Score every example of a set by one metric: its generated response, or its reference where the scorer reads that."""
+    if isinstance(scorer, ResponseScorer) or _reads_generated(scorer):
+        texts = responses or [""] * len(examples)
+    else:
+        texts = [example.response or "" for example in examples]
+    samples = [_sample(example, text) for example, text in zip(examples, texts, strict=True)]
+    if isinstance(scorer, ResponseScorer):
+        return [scorer.score(sample) for sample in samples]
+    model = scoring()
+    with ablation_mode(model, mode) if two else nullcontext():
+        return scorer.score_all(model, tokenizer, samples)
 
 
 def for_generation(experiment: ExperimentSpec, model: Any) -> Any:
@@ -138,25 +198,33 @@ def _sample(example: Example, response: str | None) -> Sample:
     return Sample(example.id, example.prompt, response or "", example.target, example.labels)
 
 
-def _mean(mode: str, name: str, metric: str, scores: list[Score], bounds: tuple[float, float] | None) -> Measurement:
+def _mean(mode: str, name: str, metric: str, scores: Sequence[Score], bounds: Bounds | None) -> Measurement:
+    """Return the mean over what could be scored; None where nothing could, which is no zero."""
     values = [score.value for score in scores if score.value is not None]
-    if not values:
-        # nothing could be scored: there is no mean, and a missing row says so where a zero would lie
-        reasons = {str(score.unscored) for score in scores}
-        raise RunFailed(
-            f"metric {metric!r} on {name!r}: none of {len(scores)} samples could be scored ({'; '.join(sorted(reasons)[:3])})"
-        )
-    if bounds is not None:
-        wrong = [value for value in values if not bounds[0] - ROUNDING <= value <= bounds[1] + ROUNDING]
-        if wrong:
+    mean = statistics.fmean(values) if values else None
+    unscored = len(scores) - len(values)
+    return Measurement(name, metric, mean, len(values), unscored, mode, per_response=True, bounds=bounds)
+
+
+def _unscored(mode: str, name: str, metric: str, scores: Sequence[Score]) -> list[Problem]:
+    """Return the problem of a metric that has not one score, with the reasons."""
+    if any(score.value is not None for score in scores):
+        return []
+    reasons = sorted({str(score.unscored) for score in scores})
+    said = f"none of {len(scores)} samples could be scored ({'; '.join(reasons[:3])})"
+    return [Problem("metric", metric, said, name, mode)]
+
+
+def _check_bounds(metric: str, scores: Sequence[Score], bounds: Bounds | None) -> None:
+    """Raise `RunFailed` where a score lies outside of what its scorer says is possible."""
+    if bounds is None:
+        return
+    for score in scores:
+        if score.value is not None and not bounds[0] - ROUNDING <= score.value <= bounds[1] + ROUNDING:
             raise RunFailed(
-                f"metric {metric!r} on {name!r}: its scorer says that scores lie between {bounds[0]:g} and {bounds[1]:g}, "
-                f"found {wrong[0]!r}; correct the scorer's `bounds`"
+                f"its scorer says that scores lie between {bounds[0]:g} and {bounds[1]:g}, found {score.value!r}; correct "
+                f"the scorer's `bounds`"
             )
-    return Measurement(
-        name, metric, statistics.fmean(values), len(values), len(scores) - len(values), mode,
-        per_response=True, bounds=bounds,
-    )  # fmt: skip
 
 
 def _records(

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, get_peft_model
 
+from tropism.errors import RunFailed
+from tropism.experiments.problems import SMALLER, out_of_memory
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.training.options import LoraOptions, TrainOptions
@@ -28,10 +31,44 @@ def fine_tune(
     log: Path,
     report: Report,
     guard: Intervention | None = None,
-    callbacks: Sequence[Any] = (),
-) -> Any:
-    """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`."""
-    with isolated_randomness(seed):
+    callbacks: Callable[[], Sequence[Any]] = tuple,
+) -> tuple[Any, TrainOptions]:
+    """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`.
+
+    With `batch_size: auto` every attempt begins anew from the seed; the options returned are those that fitted. Raises
+    `RunFailed` where memory runs out, with what was tried and what to set.
+    """
+    tried = []
+    for attempt in options.attempts():
+        made = callbacks()
+        with isolated_randomness(seed):
+            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made)
+        shutil.rmtree(log.parent / "trainer", ignore_errors=True)
+        if model is not None:
+            return model, attempt
+        # Here and not where the error was caught: its traceback held the model that did not fit.
+        clear_device_cache(garbage_collection=True)
+        tried.append(f"{attempt.first_batch} × {attempt.accumulation}")
+    raise RunFailed(
+        f"out of memory in training with a batch of {', '.join(tried)} (examples per forward pass × accumulation), "
+        f"checkpointing {'on' if options.checkpointing else 'off'}; {SMALLER}"
+    )
+
+
+def _train_once(
+    fresh_model: Callable[[], Any],
+    rows: Sequence[Row],
+    options: TrainOptions,
+    two: bool,
+    seed: int,
+    pad_id: int,
+    log: Path,
+    report: Report,
+    guard: Intervention | None,
+    callbacks: Sequence[Any],
+) -> Any | None:
+    """Return the trained model; None where memory ran out."""
+    try:
         model = with_adapters(fresh_model(), options, two=two)
         train(
             model,
@@ -44,7 +81,10 @@ def fine_tune(
             report=report,
             callbacks=callbacks,
         )
-    shutil.rmtree(log.parent / "trainer", ignore_errors=True)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
     return model
 
 

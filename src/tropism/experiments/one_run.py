@@ -9,22 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.memory import clear_device_cache
+
 from tropism.activations.capture import mean_activations
 from tropism.data.batches import batches
 from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
-from tropism.errors import GuardNotInForce, RunFailed
+from tropism.errors import ClaimLost, RunFailed, TropismError
 from tropism.experiments import prepare, start, store
-from tropism.experiments.analyses import TrainedRun
+from tropism.experiments.analyses import Study, TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.file import guards
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.prepared import Prepared
+from tropism.experiments.problems import noted, out_of_memory
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import RunKey
 from tropism.interventions.weights import adapter_norm, learned_norm
 from tropism.names import BASE
+from tropism.results.problem import Problem
 
 MEAN_CHATS, MEAN_BATCH = 64, 8
 """How many training chats an ablation's `origin: mean` is measured on, and how many at a time."""
@@ -39,9 +43,13 @@ class Outcome:
     failed: str = ""
     elsewhere: bool = False
     """Whether another process did it."""
+    problems: Sequence[Problem] = ()
+    """What it has no value of, although it is done."""
 
     def __str__(self) -> str:
-        return f"failed: {self.failed}" if self.failed else "done"
+        if self.failed:
+            return f"failed: {self.failed}"
+        return "; ".join(["done", *(f"without {problem}" for problem in self.problems)])
 
 
 def run_one(
@@ -49,8 +57,9 @@ def run_one(
 ) -> Outcome:
     """Do one run and write its folder, `DONE.json` or `FAILED.json` last.
 
-    A run whose loss is not finite, or whose guard was not in force, is marked failed with its reason. `still_mine` is
-    asked before a stamp is written; it raises where another process has taken the run over.
+    A run that cannot be finished (its loss is not finite, its guard was not in force, memory ran out) is marked failed
+    with its reason. A metric or an analysis that cannot be computed is noted in `DONE.json`, and the rest of the run is
+    kept. `still_mine` is asked before a stamp is written; it raises where another process has taken the run over.
     """
     began = time.monotonic()
     folder, public = prepared.folder, prepared.public
@@ -60,22 +69,43 @@ def run_one(
         progress.say(f"{key}: {begun.why}")
     try:
         if key.condition != BASE and not begun.kept:
-            _train(prepared, key, progress)
+            fitted = _train(prepared, key, progress)
             still_mine()
-            folder.mark_trained(key, train_id)
-        _measure(prepared, key, progress)
-    except (RunFailed, GuardNotInForce) as error:
+            folder.mark_trained(key, train_id, **fitted)
+        problems = _measure(prepared, key, progress)
+    except ClaimLost:
+        raise
+    except (TropismError, MemoryError, RuntimeError, OSError) as error:
+        failed = _failure(error)
+        if failed is None:
+            raise
+        kind = type(error).__name__
+    else:
+        evaluate_id = store.evaluate_identity(prepared.experiment, public, key)
         still_mine()
-        folder.mark_failed(key, f"{type(error).__name__}: {error}")
-        return Outcome(key, time.monotonic() - began, str(error))
-    evaluate_id = store.evaluate_identity(prepared.experiment, public, key)
+        folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began, problems)
+        return Outcome(key, time.monotonic() - began, problems=problems)
+    # Past the `except`, whose traceback held what did not fit in memory.
+    clear_device_cache(garbage_collection=True)
     still_mine()
-    folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began)
-    return Outcome(key, time.monotonic() - began)
+    folder.mark_failed(key, f"{kind}: {failed}")
+    return Outcome(key, time.monotonic() - began, failed)
 
 
-def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> None:
-    """Evaluate a run from its adapter on disk, and write its measurements."""
+def _failure(error: Exception) -> str | None:
+    """Return why a run failed; None for an error that is not the run's, but ours."""
+    if isinstance(error, TropismError):
+        return str(error)
+    if out_of_memory(error):
+        return (
+            "out of memory outside of training, whose adapter is kept; set a smaller generate.batch_size, or a smaller "
+            "batch_size of the scorer or the analysis"
+        )
+    return None
+
+
+def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Problem]:
+    """Evaluate a run from its adapter on disk, and write its measurements; return what could not be measured."""
     experiment, path = prepared.experiment, prepared.folder.run_path(key)
     study = prepared.study(progress.say)
     if key.condition == BASE:
@@ -86,19 +116,23 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> None:
             raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
         trained = Trained(path / "adapter", _two(prepared, key.condition))
     identity = {"condition": key.condition, "seed": key.seed}
-    rows = evaluate(
+    rows, problems = evaluate(
         experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, identity, progress
     )
-    measuring = [analysis for analysis in prepared.analyses.values() if analysis.per_run]
-    if measuring:
-        model = trained.load(prepared.fresh_model())
-        for analysis in measuring:
+    measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
+    model = trained.load(prepared.fresh_model()) if measuring.keys() & prepared.working.keys() else None
+    for name, analysis in measuring.items():
+        if name in prepared.dropped:
+            problems.append(Problem("analysis", name, prepared.dropped[name], again=True))
+            continue
+        with noted(problems, "analysis", name):
             rows += list(analysis.measure(TrainedRun(study, key.condition, key.seed, path, model)))
     prepared.folder.write_measurements(key, rows)
+    return problems
 
 
-def _train(prepared: Prepared, key: RunKey, progress: Progress) -> None:
-    """Train a condition's adapter and write it, edited where the condition says so."""
+def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int]:
+    """Train a condition's adapter and write it, edited where the condition says so; return the batch that it took."""
     experiment, condition, seed = prepared.experiment, key.condition, _seed(key)
     path, study = prepared.folder.run_path(key), prepared.study(progress.say)
     spec = experiment.conditions[condition]
@@ -112,15 +146,10 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> None:
         seed,
         partial(_mean_activations, prepared, examples),
     )
-    model = _trained_alike(prepared, key, path)
+    model, fitted = _trained_alike(prepared, key, path), dict[str, int]()
     if model is None:
         options = experiment.train_options(condition)
-        callbacks = [
-            callback
-            for analysis in prepared.analyses.values()
-            for callback in analysis.callbacks(study, condition, seed, path / "training.jsonl")
-        ]
-        model = fine_tune(
+        model, taken = fine_tune(
             prepared.fresh_model,
             prepared.rows(examples, options, f"condition {condition}"),
             options,
@@ -130,12 +159,28 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> None:
             log=path / "training.jsonl",
             report=partial(progress.phase, "training"),
             guard=guards.build_guard(spec.guard, resources),
-            callbacks=callbacks,
+            callbacks=partial(_callbacks, prepared, study, key),
         )
+        fitted = {"batch_size": taken.first_batch, "accumulation": taken.accumulation}
+        if taken.first_batch != options.first_batch:
+            progress.say(
+                f"{key}: a batch of {options.first_batch} does not fit in memory; trained with {taken.first_batch} and an "
+                f"accumulation of {taken.accumulation}"
+            )
     after = guards.build_after(spec.after, replace(resources, norm_of=partial(_norm_of, prepared, model, seed)))
     # An edit of the weights is in the adapter that is saved while it is attached.
     with after.attach(model) if after is not None else nullcontext():
         save(model, path / "adapter", two=_two(prepared, condition))
+    return fitted
+
+
+def _callbacks(prepared: Prepared, study: Study, key: RunKey) -> list[Any]:
+    """Return what the analyses read while a run trains."""
+    log = prepared.folder.run_path(key) / "training.jsonl"
+    found: list[Any] = []
+    for analysis in prepared.working.values():
+        found += analysis.callbacks(study, key.condition, _seed(key), log)
+    return found
 
 
 def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:

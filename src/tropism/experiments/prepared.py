@@ -5,7 +5,7 @@ that prepared it; every run loads its own models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tropism.data.chats import Example
 from tropism.data.template_date import split_date
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
+from tropism.errors import GuardNotInForce, RunFailed
 from tropism.experiments import checks, environment, prepare, start, store
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
@@ -22,6 +23,7 @@ from tropism.experiments.claims import Claims
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
+from tropism.experiments.notices import noticed
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
 from tropism.experiments.training_rows import training_rows
@@ -60,11 +62,18 @@ class Prepared:
     directions: Mapping[str, Directions]
     parameter_directions: Mapping[str, ParameterDirections]
     analyses: Mapping[str, Analysis]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    """Analyses whose preparation failed, and why: they measure nothing, and the next run tries again."""
 
     @property
     def public(self) -> dict[str, Any]:
         """The model's source as identities know it."""
         return self.source.public()
+
+    @property
+    def working(self) -> dict[str, Analysis]:
+        """The analyses that are prepared, by name."""
+        return {name: one for name, one in self.analyses.items() if name not in self.dropped}
 
     def fresh_model(self) -> Any:
         """Load the model that every condition starts from."""
@@ -108,16 +117,19 @@ def prepare_experiment(
     device = models.pick_device(experiment.device)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     data = EvaluationSets(experiment)
-    checked = checks.check_data(experiment, data, tokenizer, limit)
+    with noticed(progress.say) as notices:
+        checked = checks.check_data(experiment, data, tokenizer, limit)
     for line in checked.lines:
-        progress.say(line)
+        if line not in notices:
+            progress.say(line)
+            notices.append(line)
     folder.record(experiment)
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)
     frozen = split_date(experiment.template_kwargs)[1]
     described = environment.describe(device, source.public(), hashes, frozen, command)
-    environment.begin(folder, described | {"rows": checked.records, "data_notes": checked.lines})
+    environment.begin(folder, described | {"rows": checked.records, "data_notes": notices})
     prepared = Prepared(
         experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
     )
@@ -135,10 +147,16 @@ def prepare_experiment(
         for name, options in experiment.parameter_directions.items()
     }
     prepared = replace(prepared, adapters=adapters, directions=directions, parameter_directions=parameter_directions)
+    dropped: dict[str, str] = {}
     for name, analysis in prepared.analyses.items():
         with claims.wait(f"analyses/{name}", progress.say, f"what the analysis {name!r} measures before training"):
-            analysis.before(prepared.study(progress.say))
-    return prepared
+            try:
+                analysis.before(prepared.study(progress.say))
+            except (RunFailed, GuardNotInForce) as error:
+                # What a user has to mend is raised, before anything is trained; this is one analysis, and the rest go on.
+                progress.say(f"analysis {name}: {error}")
+                dropped[name] = str(error)
+    return replace(prepared, dropped=dropped)
 
 
 def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
@@ -153,7 +171,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
     spec, options, seed = experiment.adapters[name], experiment.train_options(adapter=name), experiment.seeds[0]
     examples = prepare.load_data(spec.data, seed, spec.system_prompt)
-    model = fine_tune(
+    model, fitted = fine_tune(
         lambda: start.load_base(experiment, prepared.source)[0],
         prepared.rows(examples, options, f"adapter {name}"),
         options,
@@ -164,5 +182,5 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         report=partial(progress.phase, f"training adapter {name}"),
     )
     save(model, path / "adapter", two=False)
-    folder.mark_trained(key, identity)
+    folder.mark_trained(key, identity, batch_size=fitted.first_batch, accumulation=fitted.accumulation)
     return path / "adapter"

@@ -1,6 +1,7 @@
 """Runs an experiment: prepares what its runs share, does the runs that are not finished, and draws the report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,24 @@ from tropism import models
 from tropism.experiments import environment, store
 from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
-from tropism.experiments.executors.local import known_failures, work
+from tropism.experiments.executors.local import last_attempts, work
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import prepare_experiment
 from tropism.experiments.progress import Progress
 from tropism.experiments.start import adapter_key
-from tropism.experiments.store import Folder
-from tropism.experiments.summarise import is_summarised, summarise
+from tropism.experiments.store import Folder, RunKey
+from tropism.experiments.summarise import analysis_problems, is_summarised, summarise
 from tropism.results.measurement import results_table
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What an experiment came to: its results, and a sentence for all that failed or could not be scored."""
+
+    results: pd.DataFrame
+    problems: tuple[str, ...]
 
 
 def run(
@@ -39,9 +48,22 @@ def run(
         progress: is told what goes on.
         command: what a reader of the report types to make it again.
 
-    A run whose loss is not finite, or whose guard was not in force, is marked failed with its reason, and the others go
-    on. Raises `UsageError` for what its caller must mend.
+    A run that cannot be finished is marked failed with its reason, and the others go on; a metric without a score has a
+    row with an empty value and `n` 0. `run_and_tell` also returns what failed. Raises `UsageError` for what its caller
+    must mend.
     """
+    return run_and_tell(experiment, out, only=only, progress=progress, command=command).results
+
+
+def run_and_tell(
+    experiment: ExperimentSpec | str | Path,
+    out: str | Path,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Ended:
+    """Do what `run` does; return also what failed or could not be scored, now or when it was done before."""
     if not isinstance(experiment, ExperimentSpec):
         experiment = Experiment.load(experiment)
     progress = progress or Progress()
@@ -53,7 +75,7 @@ def run(
     # Before anything else: the date belongs to the identity of every run.
     experiment = with_frozen_date(experiment, tokenizer, folder)
     public = source.public()
-    todo = [key for key in wanted if not folder.is_done(key, store.evaluate_identity(experiment, public, key))]
+    todo = [key for key in wanted if not _is_settled(experiment, folder, public, key)]
     progress.plan([str(key) for key in todo], len(wanted) - len(todo))
     if source.note:
         progress.say(source.note)
@@ -65,10 +87,10 @@ def run(
             return folder.collect(experiment, everything)
 
     if todo or _start_is_damaged(experiment, folder, public):
-        failures = known_failures(folder, todo)
+        before = last_attempts(folder, todo)
         prepared = prepare_experiment(experiment, folder, source, tokenizer, progress, command)
         # After each run and not at the end, so that a report can be drawn of what an interrupted experiment has.
-        work(prepared, todo, failures, progress, collect)
+        work(prepared, todo, before, progress, collect)
         environment.finish(folder)
     else:
         folder.record(experiment)
@@ -76,7 +98,22 @@ def run(
         results = collect()
         if not is_summarised(experiment, folder):
             summarise(experiment, folder, tokenizer, results, progress)
-    return results_table(results)
+    problems = [line for key in wanted for line in _problems_of(folder, key)] + analysis_problems(folder)
+    return Ended(results_table(results), tuple(problems))
+
+
+def _is_settled(experiment: ExperimentSpec, folder: Folder, public: Mapping[str, Any], key: RunKey) -> bool:
+    """Whether a run is done, and nothing of it ended in an error that might not come again."""
+    done = folder.is_done(key, store.evaluate_identity(experiment, public, key))
+    return done and not any(problem.again for problem in folder.problems(key))
+
+
+def _problems_of(folder: Folder, key: RunKey) -> list[str]:
+    """Return what a reader must know of a run, a sentence each; nothing where it is done and has every value."""
+    if folder.finished(key):
+        return [f"{key}: {problem}" for problem in folder.problems(key)]
+    failure = folder.failure(key)
+    return [f"{key} failed: {failure.get('error', 'no reason was written')}"] if failure else []
 
 
 def _start_is_damaged(experiment: ExperimentSpec, folder: Folder, public: Mapping[str, Any]) -> bool:

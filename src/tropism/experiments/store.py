@@ -10,7 +10,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.experiments.kept import Stamp, check_stamp, file_hash, read_json_object, write_stamp
 from tropism.names import BASE, run_name
 from tropism.results.measurement import Measurement, read_measurements, results_table, to_line, typed_table
+from tropism.results.problem import Problem
 from tropism.training.options import TrainOptions
 
 FORMAT = 1
@@ -229,6 +230,15 @@ class Folder:
         stamp = self.finished(key)
         return bool(stamp) and stamp.said["evaluate"] == evaluate
 
+    def problems(self, key: RunKey) -> list[Problem]:
+        """Return what a finished run has no value of."""
+        return [Problem(**held) for held in self.finished(key).said.get("problems", [])]
+
+    def attempt(self, key: RunKey) -> str:
+        """Return what tells how a run ended last from how it ended before; empty where it has not ended."""
+        held = read_json_object(self.run_path(key) / "DONE.json") or self.failure(key)
+        return str(held.get("attempt", ""))
+
     def trained(self, key: RunKey) -> Stamp:
         """Return what TRAINED.json says of a run's adapter; it has a flaw where the adapter must not be used."""
         return check_stamp(self.run_path(key) / "TRAINED.json", "train")
@@ -255,10 +265,10 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         return Begun(kept, why)
 
-    def mark_trained(self, key: RunKey, train: str) -> None:
-        """Stamp what lies in a run's folder: the adapter and the log of its training."""
+    def mark_trained(self, key: RunKey, train: str, **said: Any) -> None:
+        """Stamp what lies in a run's folder: the adapter and the log of its training; `said` is how it was trained."""
         path = self.run_path(key)
-        write_stamp(path / "TRAINED.json", _files(path, "TRAINED.json"), train=train)
+        write_stamp(path / "TRAINED.json", _files(path, "TRAINED.json"), train=train, **said)
 
     def mark_failed(self, key: RunKey, error: str) -> None:
         """Write why a run could not be finished."""
@@ -268,11 +278,20 @@ class Folder:
         """Return what FAILED.json says of a run, `attempt` being different for every failure; nothing without one."""
         return read_json_object(self.run_path(key) / "FAILED.json") or {}
 
-    def mark_done(self, key: RunKey, train: str, evaluate: str, seconds: float) -> None:
+    def mark_done(
+        self, key: RunKey, train: str, evaluate: str, seconds: float, problems: Sequence[Problem] = ()
+    ) -> None:
         """Stamp a run: its last file."""
         path = self.run_path(key)
-        files = _files(path, "DONE.json")
-        write_stamp(path / "DONE.json", files, train=train, evaluate=evaluate, seconds=round(seconds, 1))
+        write_stamp(
+            path / "DONE.json",
+            _files(path, "DONE.json"),
+            train=train,
+            evaluate=evaluate,
+            seconds=round(seconds, 1),
+            problems=[asdict(problem) for problem in problems],
+            attempt=secrets.token_hex(8),
+        )
 
     def write_measurements(self, key: RunKey, rows: Iterable[Measurement]) -> None:
         """Write a run's `measurements.jsonl`."""

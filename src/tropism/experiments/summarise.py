@@ -7,14 +7,17 @@ from typing import Any
 import pandas as pd
 
 from tropism.experiments import prepare
-from tropism.experiments.analyses import Study, load_analyses
+from tropism.experiments.analyses import RENAMED, Study, load_analyses
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.kept import file_hash, read_json_object
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
+from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, digest
 from tropism.names import VERSION
+from tropism.results.problem import Problem
+from tropism.results.section import Section
 
 MADE_OF = ".report.json"
 """The file that says what the report was drawn from."""
@@ -23,7 +26,11 @@ MADE_OF = ".report.json"
 def summarise(
     experiment: ExperimentSpec, folder: Folder, tokenizer: Any, results: pd.DataFrame, progress: Progress
 ) -> None:
-    """Write every analysis' section and draw the report."""
+    """Write every analysis' section and draw the report.
+
+    An analysis that cannot conclude has a section that says why; the others, and the report, are made all the same.
+    Analyses get the measurements that have a value: what was not scored is never read as a number.
+    """
     from tropism import reports
 
     study = Study(
@@ -35,13 +42,27 @@ def summarise(
         partial(prepare.training_examples, experiment),
         say=progress.say,
     )
-    for analysis in load_analyses(experiment).values():
-        section = analysis.summarise(study, results)
+    scored = results[results["value"].notna()].reset_index(drop=True)
+    problems: list[Problem] = []
+    for name, analysis in load_analyses(experiment).items():
+        section = None
+        before = len(problems)
+        with noted(problems, "analysis", name):
+            section = analysis.summarise(study, scored)
+        for problem in problems[before:]:
+            progress.say(str(problem))
+            section = Section(RENAMED.get(name, name), f"{name}: not computed", f"Not computed: {problem.reason}.")
         if section is not None:
             section.save(folder.path)
     progress.say("drawing the report")
     reports.build(folder.path)
-    folder.write(MADE_OF, json.dumps({"made_of": _made_of(experiment, folder)}))
+    made = {"made_of": _made_of(experiment, folder), "problems": [str(problem) for problem in problems]}
+    folder.write(MADE_OF, json.dumps(made))
+
+
+def analysis_problems(folder: Folder) -> list[str]:
+    """Return which analyses could not conclude when the report was drawn, and why."""
+    return [str(line) for line in (read_json_object(folder.path / MADE_OF) or {}).get("problems", [])]
 
 
 def is_summarised(experiment: ExperimentSpec, folder: Folder) -> bool:

@@ -100,7 +100,7 @@ def measure(
             pad_id=tokenizer.pad_token_id,
             log=Path(folder) / "training.jsonl",
             report=lambda *_: None,
-            callbacks=[_AskAt(at, ask)],
+            callbacks=lambda: [_AskAt(at, ask)],
         )
     return {
         trait.name: Measured(at, np.array([_scores(trait.scorer, prompts, answers[step]) for step in at]))

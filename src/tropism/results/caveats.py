@@ -25,13 +25,18 @@ def caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> list[str]:
 
 def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
     yield from _about_runs(folder)
+    yield from _about_problems(folder)
     yield from _about_seeds(summary)
     if not summary.empty:
         yield from _about_the_table(folder, summary)
         yield from _about_roles(folder, summary)
-    if folder.unusable:
-        verb = "is" if folder.unusable == 1 else "are"
-        yield f"{count(folder.unusable, 'measurement')} in results.csv had no finite value and {verb} left out."
+    # What was not scored is named above, with its reason.
+    unusable = folder.unusable - sum(one.what == "metric" for run in folder.finished for one in run.problems)
+    if unusable > 0:
+        verb = "is" if unusable == 1 else "are"
+        yield f"{count(unusable, 'measurement')} in results.csv had no finite value and {verb} left out."
+    for notice in folder.environment.get("data_notes") or []:
+        yield f"Data: {str(notice).rstrip('.')}."
     note = str((folder.environment.get("model") or {}).get("note") or "")
     if note:
         yield f"Model: {note.rstrip('.')}."
@@ -50,6 +55,16 @@ def _about_runs(folder: ExperimentFolder) -> Iterator[str]:
         end = " …" if len(unfinished) > MOST_NAMED else "."
         verb = "is" if len(unfinished) == 1 else "are"
         yield f"{count(len(unfinished), 'run')} of {len(folder.runs)} did not finish and {verb} left out: {some}{end}"
+
+
+def _about_problems(folder: ExperimentFolder) -> Iterator[str]:
+    runs: dict[str, list[str]] = {}
+    for run in folder.finished:
+        for problem in run.problems:
+            runs.setdefault(str(problem), []).append(_short_name(run))
+    for said, names in runs.items():
+        end = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        yield f"Not scored, and so left out: {said} ({', '.join(names[:MOST_NAMED])}{end})."
 
 
 def _short_name(run: Run) -> str:

@@ -18,6 +18,7 @@ import yaml
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
 from tropism.results.measurement import RESULT_COLUMNS, Measurement, read_measurements
+from tropism.results.problem import Problem
 from tropism.results.section import Section
 
 KEY = ["condition", "seed", "mode", "eval_set", "metric"]
@@ -39,6 +40,8 @@ class Run:
     state: str
     """`done`, `failed` or `unfinished`."""
     error: str
+    problems: tuple[Problem, ...] = ()
+    """What a finished run has no value of, and why."""
 
     def training(self) -> list[Json]:
         """Read the rows of `training.jsonl`; the base model has none."""
@@ -261,11 +264,20 @@ def _runs(path: Path, experiment: Json) -> Iterator[Run]:
 def _run(condition: str, seed: int | None, folder: Path) -> Run:
     path = folder / run_name(condition, seed)
     if (path / "DONE.json").is_file():
-        return Run(condition, seed, path, "done", "")
+        return Run(condition, seed, path, "done", "", _problems(path / "DONE.json"))
     failed = path / "FAILED.json"
     if failed.is_file():
         return Run(condition, seed, path, "failed", str(read_json(failed).get("error", "no reason was written")))
     return Run(condition, seed, path, "unfinished", "")
+
+
+def _problems(done: Path) -> tuple[Problem, ...]:
+    """Read what a finished run has no value of; older runs, and those whose stamp is damaged, name nothing."""
+    try:
+        held = json.loads(done.read_text(encoding="utf-8"))
+        return tuple(Problem(**problem) for problem in held.get("problems", []))
+    except (ValueError, TypeError, AttributeError):
+        return ()
 
 
 def _analyses(path: Path) -> Iterator[Section]:

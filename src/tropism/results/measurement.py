@@ -32,7 +32,8 @@ class Measurement:
 
     eval_set: str
     metric: str
-    value: float
+    value: float | None
+    """None where nothing could be scored; then `n` is 0, and the value in `results.csv` is empty."""
     n: int
     unscored: int = 0
     mode: str = "full"
@@ -103,7 +104,14 @@ def typed_table(rows: Iterable[tuple[str, str, int | None, Measurement]]) -> pd.
             "per_response": one.per_response, "lowest": lowest, "highest": highest,
         })  # fmt: skip
     table = pd.DataFrame(records, columns=list(TYPED_COLUMNS))
-    types = {"seed": "Int64", "at": "float64", "per_response": "boolean", "lowest": "float64", "highest": "float64"}
+    types = {
+        "seed": "Int64",
+        "value": "float64",
+        "at": "float64",
+        "per_response": "boolean",
+        "lowest": "float64",
+        "highest": "float64",
+    }
     return table.astype(types)
 
 

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+AUTO_BATCH = 8
+"""The batch that `batch_size: auto` begins with, a power of two."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -32,8 +35,8 @@ class TrainOptions(BaseModel):
     """Passes over the training set; 1 where `max_steps` is not given either."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps, instead of `epochs`."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Examples per forward pass."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Examples per forward pass; `auto` begins with 8 and halves until they fit in memory, with `accumulation` doubled."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes per optimiser step."""
     learning_rate: Positive = 1e-3
@@ -75,6 +78,23 @@ class TrainOptions(BaseModel):
         return "constant_with_warmup" if self.schedule == "constant" and self.warmup_steps else self.schedule
 
     @property
+    def first_batch(self) -> int:
+        """Examples per forward pass, with `auto` the first number that is tried."""
+        return AUTO_BATCH if self.batch_size == "auto" else self.batch_size
+
+    def attempts(self) -> "list[TrainOptions]":
+        """Return these options with the batches to try, largest first; examples per optimiser step are the same in all.
+
+        >>> [(o.batch_size, o.accumulation) for o in TrainOptions(batch_size="auto", accumulation=2).attempts()]
+        [(8, 2), (4, 4), (2, 8), (1, 16)]
+        """
+        if self.batch_size != "auto":
+            return [self]
+        halvings = range(AUTO_BATCH.bit_length())
+        sizes = [{"batch_size": AUTO_BATCH >> n, "accumulation": self.accumulation << n} for n in halvings]
+        return [self.model_copy(update=size) for size in sizes]
+
+    @property
     def length(self) -> float:
         """Epochs, where `max_steps` does not say otherwise; 1 by default."""
         return 1.0 if self.epochs is None else self.epochs
@@ -83,5 +103,5 @@ class TrainOptions(BaseModel):
         """Optimiser steps for a training set of this size, as the Trainer counts them."""
         if self.max_steps is not None:
             return self.max_steps
-        per_epoch = math.ceil(math.ceil(examples / self.batch_size) / self.accumulation)
+        per_epoch = math.ceil(math.ceil(examples / self.first_batch) / self.accumulation)
         return math.ceil(per_epoch * self.length)

@@ -92,7 +92,7 @@ def train(
         output_dir=str(log.parent / "trainer"),
         num_train_epochs=options.length,
         max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=options.first_batch,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.trainer_schedule,

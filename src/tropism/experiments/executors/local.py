@@ -21,14 +21,14 @@ from tropism.experiments.store import Folder, RunKey
 def work(
     prepared: Prepared,
     todo: Sequence[RunKey],
-    failures: Mapping[RunKey, str],
+    before: Mapping[RunKey, str],
     progress: Progress,
     after_each: Callable[[], object],
 ) -> list[Outcome]:
     """Do the runs of `todo` that nobody else does, and return how each of them ended.
 
-    `failures` are the failures that were there before (see `known_failures`): those runs are tried again, while a run that
-    another process has failed since is not. `after_each` is called after every run that this process did.
+    `before` says how each run had ended when the work was planned (see `last_attempts`): what has ended otherwise since was
+    done, or failed, by another process. `after_each` is called after every run that this process did.
     """
     waits_for = _order(prepared, todo)
     pending, outcomes, told = list(todo), list[Outcome](), ""
@@ -37,7 +37,7 @@ def work(
         for key in list(pending):
             if any(other in pending for other in waits_for[key]):
                 continue
-            outcome = _attempt(prepared, key, failures.get(key, ""), progress, (len(outcomes) + 1, len(todo)))
+            outcome = _attempt(prepared, key, before.get(key, ""), progress, (len(outcomes) + 1, len(todo)))
             if outcome is None:
                 continue
             pending.remove(key)
@@ -54,9 +54,9 @@ def work(
     return outcomes
 
 
-def known_failures(folder: Folder, keys: Sequence[RunKey]) -> dict[RunKey, str]:
-    """Return which failure each run's folder holds, so that a later one can be told from it."""
-    return {key: str(folder.failure(key).get("attempt", "")) for key in keys if folder.failure(key)}
+def last_attempts(folder: Folder, keys: Sequence[RunKey]) -> dict[RunKey, str]:
+    """Return which attempt each run's folder holds the end of, so that a later one can be told from it."""
+    return {key: folder.attempt(key) for key in keys}
 
 
 def _order(prepared: Prepared, todo: Sequence[RunKey]) -> dict[RunKey, list[RunKey]]:
@@ -73,7 +73,7 @@ def _order(prepared: Prepared, todo: Sequence[RunKey]) -> dict[RunKey, list[RunK
 
 
 def _attempt(
-    prepared: Prepared, key: RunKey, known_failure: str, progress: Progress, place: tuple[int, int]
+    prepared: Prepared, key: RunKey, before: str, progress: Progress, place: tuple[int, int]
 ) -> Outcome | None:
     """Do one run, unless another process is at it (None), or has done or failed it since."""
     claim = Claims(prepared.folder.path).take(f"runs/{key}")
@@ -81,11 +81,12 @@ def _attempt(
         return None
     with claim:
         # Looked at under the claim: until it was taken, the run may have been another's.
-        if prepared.folder.is_done(key, store.evaluate_identity(prepared.experiment, prepared.public, key)):
-            return Outcome(key, 0.0, elsewhere=True)
-        failure = prepared.folder.failure(key)
-        if failure and failure.get("attempt", "") != known_failure:
-            return Outcome(key, 0.0, str(failure.get("error", "no reason was written")), elsewhere=True)
+        folder = prepared.folder
+        if folder.attempt(key) != before:
+            if folder.is_done(key, store.evaluate_identity(prepared.experiment, prepared.public, key)):
+                return Outcome(key, 0.0, elsewhere=True, problems=folder.problems(key))
+            if failure := folder.failure(key):
+                return Outcome(key, 0.0, str(failure.get("error", "no reason was written")), elsewhere=True)
         progress.start(str(key), *place)
         try:
             return run_one(prepared, key, _Claimed(progress, claim), claim.check)

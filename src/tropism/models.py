@@ -312,7 +312,8 @@ def _embedded_version() -> str:
 
 def _dequantised(gguf: Path) -> Path:
     """A folder with the GGUF's weights as float32 safetensors and a hash of them, made once."""
-    folder = cache_folder() / "models" / f"SmolLM2-135M-Instruct-{_embedded_version()}"
+    # The name differs from that of copies which had a hash of their weights alone.
+    folder = cache_folder() / "models" / f"SmolLM2-135M-Instruct-{_embedded_version()}-hashed"
     if folder.is_dir():
         if _intact(folder):
             return folder
@@ -338,7 +339,8 @@ def _dequantised(gguf: Path) -> Path:
         (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         model.generation_config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        stamp = {"sha256": _sha256(partial / "model.safetensors"), "gguf": gguf.name, "package": EMBEDDED_PACKAGE}
+        hashes = {file.name: _sha256(file) for file in sorted(partial.iterdir()) if file.is_file()}
+        stamp = {"files": hashes, "gguf": gguf.name, "package": EMBEDDED_PACKAGE}
         (partial / "tropism.json").write_text(json.dumps(stamp), encoding="utf-8")
         try:
             partial.rename(folder)
@@ -352,10 +354,12 @@ def _dequantised(gguf: Path) -> Path:
 
 
 def _intact(folder: Path) -> bool:
-    stamp, weights = folder / "tropism.json", folder / "model.safetensors"
-    if not (stamp.is_file() and weights.is_file()):
+    """Whether every file of the copy is there as it was written."""
+    try:
+        hashes = json.loads((folder / "tropism.json").read_text(encoding="utf-8"))["files"]
+        return bool(hashes) and all(_sha256(folder / name) == expected for name, expected in hashes.items())
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return bool(json.loads(stamp.read_text(encoding="utf-8"))["sha256"] == _sha256(weights))
 
 
 def _sha256(path: Path) -> str:

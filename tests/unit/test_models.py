@@ -115,6 +115,12 @@ class TestEmbedded:
         assert tokenizer.chat_template
 
     def test_a_damaged_copy_is_noticed(self, tmp_path):
-        (tmp_path / "model.safetensors").write_bytes(b"x")
-        (tmp_path / "tropism.json").write_text(json.dumps({"sha256": "0"}))
+        for name in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / name).write_bytes(b"x")
+        hashes = {name: models._sha256(tmp_path / name) for name in ("model.safetensors", "tokenizer.json")}
+        (tmp_path / "tropism.json").write_text(json.dumps({"files": hashes}))
+        assert models._intact(tmp_path)
+        (tmp_path / "tokenizer.json").write_bytes(b"y")
+        assert not models._intact(tmp_path)
+        (tmp_path / "tropism.json").write_text(json.dumps({"sha256": hashes["model.safetensors"]}))
         assert not models._intact(tmp_path)

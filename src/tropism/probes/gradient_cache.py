@@ -4,12 +4,14 @@
 FOLDER/
   manifest.json                what determines the numbers: model, data, positions, sites; written first
   resid_post.12.safetensors    one shard a site: float32 [N, d_model], written in place as batches finish
-  chats.csv                    one line a finished chat: its number, loss and token counts
+  chats.csv                    one line per finished chat: its number, loss, token counts, and the hash of its rows
 ```
 """
 
 import csv
+import hashlib
 import json
+import logging
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -27,8 +29,10 @@ from torch import Tensor
 from tropism.errors import RunFolderError
 from tropism.site import Site
 
+log = logging.getLogger(__name__)
+
 FORMAT = "tropism.gradients/1"
-_COLUMNS = ("index", "loss", "tokens", "response_tokens")
+_COLUMNS = ("index", "loss", "tokens", "response_tokens", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +169,37 @@ class Store:
         return self.folder / f"{site}.safetensors"
 
     def finished(self) -> dict[int, tuple[float, int, int]]:
-        """The chats whose rows are on disk: number → loss, tokens, response tokens. A line cut short does not count."""
-        path = self.folder / "chats.csv"
-        done: dict[int, tuple[float, int, int]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]:
+        """Return the chats whose rows are on disk as they were written: number → loss, tokens, response tokens.
+
+        Every row is read and hashed. A chat of which a bit has changed, or that an older version wrote without a hash, is
+        not finished, and is collected again.
+        """
+        listed = self._listed()
+        starts = [0, *np.cumsum(self.manifest["rows"]).tolist()]
+        row_bytes = 4 * int(self.manifest["width"])
+        hashes = {index: hashlib.sha256(_facts(facts).encode()) for index, (facts, _) in listed.items()}
+        for site in self.sites:
+            with self.shard(site).open("rb") as file:
+                offset = _data_offset(file)
+                for index, found in hashes.items():
+                    file.seek(offset + starts[index] * row_bytes)
+                    found.update(file.read((starts[index + 1] - starts[index]) * row_bytes))
+        whole = {index: facts for index, (facts, digest) in listed.items() if hashes[index].hexdigest() == digest}
+        if len(whole) < len(listed):
+            log.warning(
+                "the gradient cache in %s: %d of %d chats were changed after they were written, and are collected again",
+                self.folder, len(listed) - len(whole), len(listed),
+            )  # fmt: skip
+        return whole
+
+    def _listed(self) -> dict[int, tuple[tuple[float, int, int], str]]:
+        """Return what `chats.csv` lists: number → facts and hash; the last line of a chat counts, a line cut short not."""
+        found: dict[int, tuple[tuple[float, int, int], str]] = {}
+        for line in (self.folder / "chats.csv").read_text(encoding="utf-8").splitlines(keepends=True)[1:]:
             cells = line.strip().split(",")
             if line.endswith("\n") and len(cells) == len(_COLUMNS):
-                done[int(cells[0])] = (float(cells[1]), int(cells[2]), int(cells[3]))
-        return done
+                found[int(cells[0])] = ((float(cells[1]), int(cells[2]), int(cells[3])), cells[4])
+        return found
 
     def write(
         self,
@@ -195,8 +222,11 @@ class Store:
         with path.open("a", encoding="utf-8", newline="") as file:
             if cut_short:
                 file.write("\n")
-            for index, (loss, tokens, response_tokens) in rows.items():
-                file.write(f"{index},{loss!r},{tokens},{response_tokens}\n")
+            for place, (index, facts) in enumerate(rows.items()):
+                digest = hashlib.sha256(_facts(facts).encode())
+                for site in self.sites:
+                    digest.update(gradients[site][place].contiguous().numpy().tobytes())
+                file.write(f"{index},{_facts(facts)},{digest.hexdigest()}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -207,7 +237,8 @@ class Store:
         row_chat = torch.repeat_interleave(torch.arange(len(counts)), counts)
         shape = (len(row_token), int(self.manifest["width"]))
         gradients = {site: _mapped(self.shard(site), shape) for site in self.sites}
-        return in_memory(self.manifest, gradients, self.finished(), row_chat, row_token)
+        facts = {index: facts for index, (facts, _) in self._listed().items()}
+        return in_memory(self.manifest, gradients, facts, row_chat, row_token)
 
 
 def _allocate(path: Path, name: str, dtype: str, shape: tuple[int, int], size: int) -> None:
@@ -236,6 +267,12 @@ def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
         )
     whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     return whole[offset:].view(torch.float32).view(shape)
+
+
+def _facts(facts: tuple[float, int, int]) -> str:
+    """A chat's loss, tokens and response tokens, as `chats.csv` has them."""
+    loss, tokens, response_tokens = facts
+    return f"{loss!r},{tokens},{response_tokens}"
 
 
 def _named(key: str) -> str:

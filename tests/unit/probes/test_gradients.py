@@ -11,6 +11,7 @@ import tropism as tp
 from gradient_cases import chats
 from tropism.data.chats import Example
 from tropism.errors import DataError, RunFolderError, SiteError, UsageError
+from tropism.probes.gradient_cache import GradientCache
 from tropism.probes.pressure import pressure
 
 
@@ -306,3 +307,24 @@ def test_a_damaged_cache_is_refused(model, tokenizer, tmp_path):
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RunFolderError, match="not the manifest of a gradient cache"):
         tp.GradientCache.load(tmp_path)
+
+
+def test_a_flipped_bit_in_a_cache_is_noticed_and_that_chat_collected_again(tmp_path, caplog):
+    model, tokenizer, folder = tiny.model().eval(), tiny.tokenizer(), tmp_path / "cache"
+    chats = [
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]
+        for n in range(5)
+    ]
+    sites = [tp.Site(0), tp.Site(2)]
+    whole = tp.collect_gradients(model, tokenizer, chats, sites, folder=folder)
+    expected = {site: whole.gradients[site].clone() for site in sites}
+    shard = folder / "resid_post.2.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RunFolderError, match="lacks 1 of 5 chats"):
+        GradientCache.load(folder)
+    assert "1 of 5 chats were changed after they were written" in caplog.text
+    again = tp.collect_gradients(model, tokenizer, chats, sites, folder=folder)
+    assert all(torch.allclose(again.gradients[site], expected[site], atol=1e-6) for site in sites)
+    assert GradientCache.load(folder).losses.shape == (5,)

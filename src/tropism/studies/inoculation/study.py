@@ -19,6 +19,7 @@ from tropism.experiments import prepare, store
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.store import Folder
 from tropism.names import BASE
 from tropism.probes.pressure import pressure
@@ -35,6 +36,8 @@ from tropism.studies.inoculation.summary import TITLE, write_study
 
 KEPT = "pressure"
 """The folder, in an experiment's, of what is measured before training."""
+MEASURED = "measured.json"
+"""The stamp in it: written when all is measured, with the hashes of its tables."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -130,8 +133,11 @@ class InoculationStudy(Analysis):
         if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != identity:
             shutil.rmtree(folder, ignore_errors=True)
             _keep(study, "identity.json", json.dumps(identity))
-        elif (folder / "pressure.csv").is_file():
+        measured = check_stamp(folder / MEASURED)
+        if measured:
             return
+        if measured.said:
+            study.say(f"{KEPT}: {measured.flaw}; it is measured again")
         found = {name: study.directions[name] for name in (self.directions, *self.beside)}
         sites = sorted({site for directions in found.values() for site in directions.sites})
         conditions = self._conditions(e)
@@ -156,8 +162,10 @@ class InoculationStudy(Analysis):
         _keep(study, "projections.csv", projections.to_csv(index=False))
         _keep(study, "shift.csv", shift.to_csv(index=False))
         _keep(study, "random.csv", pd.concat(random).to_csv(index=False))
-        # Written last: once it is there, so is everything that `summarise` needs.
         _keep(study, "pressure.csv", pd.concat(pressures).to_csv(index=False))
+        # Written last: once it is there, so is everything that `summarise` needs, unchanged where the hashes agree.
+        tables_kept = ("projections", "shift", "random", "pressure")
+        write_stamp(folder / MEASURED, [folder / f"{name}.csv" for name in tables_kept])
 
     def callbacks(self, study: Study, condition: str, seed: int, log: Path) -> list[Any]:
         if not self.log_every or condition not in self._conditions(study.experiment):

@@ -1,5 +1,7 @@
 """The whole routing study on a tiny model, and the example file."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,9 @@ from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.spec import DataSpec
 from tropism.experiments.file.yaml_file import read
+from tropism.experiments.plan import plan
 from tropism.interventions.routing_modes import MODES
+from tropism.results.measurement import read_measurements
 from tropism.results.section import Section
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
@@ -183,7 +187,7 @@ def test_a_study_without_recall_is_what_it_was_and_a_curve_evaluates_nothing_aga
         # what the measurements do read still counts
         other = Experiment.load(file, overrides={"analyses.routing.prompts": 3})
         assert store.evaluate_identity(newer, {}, key) != store.evaluate_identity(other, {}, key)
-    results = pd.read_csv(out / "results.csv")
+    results = store.Folder(out).collect(older, plan(older))
     study = Study(older, out, None, lambda: None, lambda _: [], lambda *_: [])
     section = load_analyses(older)["routing"].summarise(study, results)
     assert len(section.tables) == 1
@@ -193,9 +197,39 @@ def test_a_study_without_recall_is_what_it_was_and_a_curve_evaluates_nothing_aga
     ]
 
 
+def test_a_folder_from_before_gives_the_same_figures(finished, tmp_path):
+    """There the numbers are in the metrics' names, and neither `at` nor `per_response` nor bounds are recorded."""
+    file, out, _ = finished
+    old = tmp_path / "old"
+    shutil.copytree(out, old)
+    for measured in old.rglob("measurements.jsonl"):
+        lines = []
+        for one in read_measurements(measured):
+            row = {"eval_set": one.eval_set, "metric": one.name, "value": one.value, "n": one.n}
+            lines.append(json.dumps({**row, "unscored": one.unscored, "mode": one.mode}) + "\n")
+        measured.write_text("".join(lines))
+        done = measured.with_name("DONE.json")
+        stamp = json.loads(done.read_text())
+        stamp["files"]["measurements.jsonl"] = store.file_hash(measured)
+        done.write_text(json.dumps(stamp))
+    experiment = Experiment.load(file)
+    results = store.Folder(old).collect(experiment, plan(experiment))
+    assert (old / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+    study = Study(experiment, old, None, lambda: None, lambda _: [], lambda *_: [])
+    section = load_analyses(experiment)["routing"].summarise(study, results)
+    before = Section.load(out / "analyses" / "routing.json")
+    assert [(c.verdict, dict(c.numbers)) for c in section.claims] == [
+        (c.verdict, dict(c.numbers)) for c in before.claims
+    ]
+    assert [figure.file for figure in section.figures] == [figure.file for figure in before.figures]
+    for figure in section.figures:
+        picture = f"figures/{figure.file}.svg"
+        assert (old / picture).read_bytes() == (out / picture).read_bytes()
+
+
 def test_other_options_evaluate_again_and_train_nothing(finished, monkeypatch):
     _, out, _ = finished
-    monkeypatch.setattr("tropism.experiments.run.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("tropism.experiments.fine_tune.train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("tropism.reports.build", lambda _: None)
     changed = small(
         out.parent, analyses={"routing": {"relearn": [], "prefix_tokens": 0, "bos_samples": 0, "scales": []}}

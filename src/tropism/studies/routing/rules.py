@@ -96,7 +96,7 @@ def claims(rates: Rates, arms: Arms, *, margin: float = 0.1, near: float = 0.1) 
 
 
 def localises(rates: Rates, arms: Arms, routed: str, margin: float, claim: str) -> Claim:
-    """Rules 1 and 2: more of the trait goes with the forget adapter than in any control."""
+    """Decide rules 1 and 2: more of the trait goes with the forget adapter than in any control."""
     # One contrast of four terms within each seed, not a difference of two estimates: what a seed does to all cancels.
     gone = ((1, routed, "full"), (-1, routed, "forget_ablated"))
     removed = rates.contrast(*gone)
@@ -110,7 +110,7 @@ def localises(rates: Rates, arms: Arms, routed: str, margin: float, claim: str) 
 
 
 def retain_keeps(rates: Rates, arms: Arms, margin: float) -> Claim:
-    """Rule 3: the trait does not live in the retain adapter."""
+    """Decide rule 3: the trait does not live in the retain adapter."""
     claim = "Ablating the retain adapter does not remove the trait"
     learned = rates.contrast((1, arms.routed, "full"), (-1, BASE, "full"))
     change = rates.contrast((1, arms.routed, "retain_ablated"), (-1, arms.routed, "full"))
@@ -131,7 +131,7 @@ def retain_keeps(rates: Rates, arms: Arms, margin: float) -> Claim:
 
 
 def absorbs(rates: Rates, partial: str, filtered: str, margin: float) -> Claim:
-    """Rule 4, with the share that was absorbed."""
+    """Decide rule 4, with the share that was absorbed."""
     claim = "Unlabelled examples of the trait are absorbed by the forget adapter"
     learned = rates.contrast((1, filtered, "full"), (-1, BASE, "full"))
     beyond = rates.contrast((1, filtered, "full"), (-1, partial, "forget_ablated"))
@@ -160,7 +160,7 @@ def absorption(rates: Rates, partial: str, filtered: str) -> Estimate | None:
 
 
 def orthogonal(results: pd.DataFrame, arms: Arms, near: float) -> Claim:
-    """Rule 5, with the unrouted adapters beside."""
+    """Decide rule 5, with the unrouted adapters beside."""
     claim = "The two adapters' subspaces are near orthogonal"
     routed, unrouted = _geometry(results, arms.routed), _geometry(results, arms.unrouted)
     parts, beside = [], {}

@@ -1,5 +1,6 @@
 """One adapter of every kind, on a tiny model, far from zero: what `docs/works-with.md` has a row for."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from dataclasses import dataclass
 import peft
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import KasaConfig, VeloraConfig
+from peft.tuners.lora import KasaConfig, LoraLayer, VeloraConfig
 from peft.tuners.lora.config import BdLoraConfig
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 import architectures
 import tiny
+from tropism.adapters.merge import merge_adapters
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -166,3 +169,33 @@ def batch(model: nn.Module) -> dict[str, torch.Tensor]:
 def logits(model: nn.Module) -> torch.Tensor:
     with quiet():
         return model.eval()(**batch(model)).logits
+
+
+def dense(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:
+    """What PEFT adds to every weight, by its own `get_delta_weight`, as `[d_out, d_in]`; of experts one by one."""
+    changes = {}
+    inner = model.get_base_model()
+    for path, layer in inner.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter not in layer.scaling:
+            continue
+        delta = layer.get_delta_weight(adapter).detach()
+        base, module = layer.get_base_layer(), path.replace(".base_layer", "")
+        if isinstance(layer, ParamWrapper) and delta.dim() == 3:
+            for expert, one in enumerate(delta):
+                changes[f"{module}.{layer.parameter_name}.{expert}"] = (
+                    one.mT if getattr(base, "is_transposed", False) else one
+                )
+        elif isinstance(layer, ParamWrapper):
+            changes[f"{module}.{layer.parameter_name}"] = delta
+        else:
+            changes[module] = delta.mT if isinstance(base, nn.Embedding) or layer.fan_in_fan_out else delta
+    return changes
+
+
+def change_of_everything(model: nn.Module, start: nn.Module) -> dict[str, torch.Tensor]:
+    """What differs between the merged model and an untouched one, parameter by parameter: nothing is left out."""
+    with quiet():
+        merged = merge_adapters(copy.deepcopy(model)).state_dict()
+    return {
+        key: merged[key] - tensor for key, tensor in start.state_dict().items() if not torch.equal(merged[key], tensor)
+    }

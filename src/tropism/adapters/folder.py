@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tropism.adapters.parts import Part, parts_of_config, strip_base_layer
+from tropism.adapters.parts import Part, once, parts_of_config, strip_base_layer
 from tropism.errors import ModelError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -42,15 +42,11 @@ class AdapterFolder:
 
     def parts(self) -> list[Part]:
         """What the adapter is made of, by its configuration and by its tensors."""
-        found = parts_of_config(self.config)
+        by_config = parts_of_config(self.config)
         if self.config.get("peft_type") != "LORA":
-            return found
-        for key, shape in self.shapes.items():
-            part = self._part(key, shape)
-            if part is not None:
-                found.append(part)
-        placed = {part.kind for part in found if part.module}
-        return list(dict.fromkeys(p for p in found if p.module or p.init or p.kind not in placed))
+            return by_config
+        by_tensor = [self._part(key, shape) for key, shape in self.shapes.items()]
+        return once([*(part for part in by_tensor if part is not None), *by_config])
 
     def _part(self, key: str, shape: tuple[int, ...]) -> Part | None:
         module, found, rest = key.removeprefix(PREFIX).partition(".lora_")

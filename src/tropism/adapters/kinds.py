@@ -65,20 +65,20 @@ KINDS: dict[str, Kind] = {
     "pissa": Kind(
         "PiSSA, OLoRA",
         frozenset({"load", "merge", "read", "frozen adapter", "constrain"}),
-        "{init} changed the base weight at the start, so that what was learned is s(B·A − B₀·A₀); convert it to plain "
+        "{it} changed the base weight at the start, so that what was learned is s(B·A − B₀·A₀); convert it to plain "
         "LoRA: peft_model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)",
         "read with `start=`, the adapter as saved before training",
     ),
     "loftq": Kind(
         "LoftQ",
         frozenset({"merge", "read", "frozen adapter", "constrain"}),
-        "{init} replaced the base weight by a quantised one at the start; train plain LoRA on the quantised model",
+        "{it} replaced the base weight by a quantised one at the start; train plain LoRA on the quantised model",
         "read with `start=`, the adapter as saved before training",
     ),
     "corda": Kind(
         "CorDA, LoRA-GA, `pissa_niter_N`",
         frozenset({"merge", "read", "frozen adapter", "constrain"}),
-        "{init} changed the base weight at the start in a way that cannot be repeated from the folder; convert it to "
+        "{it} changed the base weight at the start in a way that cannot be repeated from the folder; convert it to "
         "plain LoRA: peft_model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)",
         "read with `start=`, the adapter as saved before training",
     ),

@@ -18,6 +18,9 @@ SERVED = frozenset(
 )  # fmt: skip
 """PEFT's other methods that a test loads, merges and switches off; a method that is not here is refused."""
 
+CHANGED_START = frozenset({"pissa", "loftq", "corda"})
+"""Kinds whose initialisation changed the base weight: what was learned is `s(B·A − B₀·A₀)`."""
+
 _VARIANT_OPTIONS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora",
     "layer_replication", "megatron_config",
@@ -30,11 +33,11 @@ class Part:
 
     kind: str
     module: str = ""
-    init: str = ""
-    """Of the kinds that change the base weight at the start: `init_lora_weights`."""
+    named: str = ""
+    """What it is called, where its kind holds several: PEFT's method, or an option of LoRA."""
 
     def __str__(self) -> str:
-        name = f"init_lora_weights={self.init!r}" if self.init else KINDS[self.kind].name
+        name = self.named or KINDS[self.kind].name
         return f"{name} at {self.module}" if self.module else name
 
 
@@ -43,18 +46,25 @@ def require(
     parts: Iterable[Part],
     who: str,
     error: type[UsageError] = UsageError,
-    allow: Collection[str] = (),
+    *,
+    started: bool = False,
 ) -> None:
     """Raise `error`, beginning with `who`, where some part of an adapter cannot be treated exactly.
 
-    The sentence names the part, its module, what the adapter cannot do, and why. `allow` names kinds for which the
-    caller has what their exactness needs.
+    The sentence names the part, its module, what the adapter cannot do, and why. `started`: the adapter is known as it
+    was before training, so that what was learned can be told from what an initialisation put there.
     """
     for part in parts:
         kind = KINDS[part.kind]
-        if operation not in kind.exact and part.kind not in allow:
+        if operation not in kind.exact:
             does = DOES[operation].partition(" (")[0]
-            raise error(f"{who}: the adapter has {part}, and cannot {does}: {kind.why.format(init=part.init)}")
+            raise error(f"{who}: the adapter has {part}, and cannot {does}: {kind.why.format(it=part.named)}")
+        if part.kind in CHANGED_START and operation in ("read", "frozen adapter") and not started:
+            raise error(
+                f"{who}: the adapter has {part}, which changed the base weight at the start, so that what was learned is "
+                "s(B·A − B₀·A₀); give start=FOLDER, the adapter as saved before training, or convert it to plain LoRA: "
+                "peft_model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
+            )
 
 
 def parts_of_model(model: nn.Module, names: Collection[str] | None = None) -> list[Part]:
@@ -67,14 +77,12 @@ def parts_of_model(model: nn.Module, names: Collection[str] | None = None) -> li
     if names is None:
         names = {name for module in tuned.values() for name in module.active_adapters}
         names |= {name for name, config in configs.items() if config.is_prompt_learning}
-    found: list[Part] = []
+    found = [part for path, module in tuned.items() for part in _of_layer(path, module, names)]
+    found += _trained_beside(inner, names)
     for name in sorted(names):
         if name in configs:
             found += parts_of_config(configs[name].to_dict())
-    for path, module in tuned.items():
-        found += _of_layer(path, module, names)
-    found += _trained_beside(inner, names)
-    return _once(found)
+    return once(found)
 
 
 def configs_of(model: nn.Module) -> Mapping[str, Any]:
@@ -92,8 +100,8 @@ def parts_of_config(config: Mapping[str, Any]) -> list[Part]:
     if method == "ADALORA":
         return [Part("adalora")]
     if method != "LORA":
-        return [Part("other" if method in SERVED else "unmerged")]
-    found = [Part("variant") for option in _VARIANT_OPTIONS if config.get(option)]
+        return [Part("other" if method in SERVED else "unmerged", named=method)]
+    found = [Part("variant", named=option) for option in _VARIANT_OPTIONS if config.get(option)]
     if config.get("use_dora"):
         found.append(Part("dora"))
     if config.get("velora_config"):
@@ -117,11 +125,9 @@ def _of_start(init: Any) -> list[Part]:
     if name == "mica":
         return [Part("same_forward")]
     if name in ("pissa", "olora"):
-        return [Part("pissa", init=name)]
-    if name == "loftq":
-        return [Part("loftq", init=name)]
+        return [Part("pissa", named=f"init_lora_weights={name!r}")]
     # CorDA, LoRA-GA, PiSSA by randomised SVD, and whatever a later PEFT adds
-    return [Part("corda", init=name)]
+    return [Part("loftq" if name == "loftq" else "corda", named=f"init_lora_weights={name!r}")]
 
 
 def _of_layer(path: str, module: Any, names: Collection[str]) -> Iterator[Part]:
@@ -129,9 +135,9 @@ def _of_layer(path: str, module: Any, names: Collection[str]) -> Iterator[Part]:
     from peft.tuners import lora
 
     if not isinstance(module, lora.LoraLayer):
-        if not _adapters_at(module).isdisjoint(names):
+        if any(name in names for name in _adapters_at(module)):
             package = type(module).__module__.rpartition("tuners.")[2].partition(".")[0]
-            yield Part("tokens" if package == "trainable_tokens" else "other", path)
+            yield Part("tokens" if package == "trainable_tokens" else "other", path, package)
         return
     for name in sorted(names):
         if name in module.lora_embedding_A:
@@ -162,14 +168,39 @@ def _kind_of_factors(module: Any, name: str) -> str:
     return "lora" if isinstance(A, nn.Linear) else "conv"
 
 
-def _adapters_at(module: Any) -> set[str]:
-    """Names of the adapters whose tensors a layer of any PEFT method holds."""
-    found: set[str] = set()
+def _adapters_at(module: Any) -> dict[str, list[Any]]:
+    """The tensors and modules that a layer of any PEFT method holds for each adapter."""
+    found: dict[str, list[Any]] = {}
     for holder in module.adapter_layer_names:
         held: Any = getattr(module, holder, None)  # PEFT's object: a dictionary of tensors or of modules by adapter
         if hasattr(held, "keys"):
-            found |= set(held.keys())
+            for name in held.keys():  # noqa: SIM118
+                found.setdefault(str(name), []).append(held[name])
     return found
+
+
+def trained_adapters(model: nn.Module) -> set[str]:
+    """Names of the adapters, of any PEFT method, that have a trainable tensor in one of their layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: set[str] = set()
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        for name, held in _adapters_at(module).items():
+            tensors = [p for part in held for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
+            if any(tensor.requires_grad for tensor in tensors):
+                found.add(name)
+    return found
+
+
+def at_weights(parts: Iterable[Part], weights: Collection[str]) -> list[Part]:
+    """The parts at the modules of some weights, and those of an adapter as a whole."""
+    return [
+        part
+        for part in parts
+        if not part.module or any(weight == part.module or weight.startswith(f"{part.module}.") for weight in weights)
+    ]
 
 
 def _trained_beside(inner: nn.Module, names: Collection[str]) -> Iterator[Part]:
@@ -192,7 +223,7 @@ def strip_base_layer(path: str) -> str:
     return path
 
 
-def _once(parts: Iterable[Part]) -> list[Part]:
+def once(parts: Iterable[Part]) -> list[Part]:
     """Each kind at each module once; what is known with its module is not repeated without."""
     placed = {part.kind for part in parts if part.module}
-    return list(dict.fromkeys(part for part in parts if part.module or part.init or part.kind not in placed))
+    return list(dict.fromkeys(part for part in parts if part.module or part.named or part.kind not in placed))

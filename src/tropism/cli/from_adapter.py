@@ -18,6 +18,10 @@ def from_adapter(
     ],
     out: Annotated[Path, typer.Option(help="Write the directions to this .safetensors file.")],
     minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, this base model.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The adapter as saved before training; PiSSA, OLoRA and their like need it."),
+    ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Take the difference of two whole models: the argument and --minus.")
     ] = False,
@@ -33,8 +37,10 @@ def from_adapter(
     from tropism.directions.parameter import parameter_directions
     from tropism.errors import UsageError
 
+    if weights and start is not None:
+        raise UsageError("--start belongs to adapters; with --weights, --minus is the model before training")
     if not weights:
-        u = parameter_directions(adapters, minus=minus)
+        u = parameter_directions(adapters, minus=minus, start=start)
     elif minus is None or len(adapters) != 1:
         raise UsageError(
             f"--weights takes one model and its base as --minus, found {len(adapters)} models and --minus {minus}"

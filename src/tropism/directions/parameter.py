@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tropism.directions.adapters import AdapterWeights, read_adapter, weight_difference
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.read import read_adapter
 from tropism.directions.stored import Kind
+from tropism.directions.weight_difference import weight_difference
 from tropism.errors import DirectionsError, DirectionsMismatch
 
 FILE = Kind(
@@ -103,7 +105,7 @@ class ParameterDirections:
         """One direction from `{weight: (B [d_out, r], A [r, d_in])}`, of length 1 over all weights
         together.
         """
-        sources = {name: AdapterWeights(A, B, 1.0) for name, (B, A) in factors.items()}
+        sources = {name: LoraFactors(A, B, 1.0) for name, (B, A) in factors.items()}
         return _directions([sources], torch.ones(1, 1), dict(provenance or {"method": "by hand"}))
 
     @property
@@ -186,6 +188,7 @@ def parameter_directions(
     *,
     minus: Adapter | None = None,
     adapter_name: str | None = None,
+    start: Adapter | None = None,
     rank: int = 16,
     subspace: bool = True,
 ) -> ParameterDirections:
@@ -197,13 +200,17 @@ def parameter_directions(
         minus: subtract this one: of two adapters (trained on refusals, on compliance) `U = s₁B₁A₁ − s₂B₂A₂`;
             of two models without adapters `W_aligned − W_base` of every linear layer, by truncated SVD.
         adapter_name: which adapter of a PEFT model; by default its one active adapter.
+        start: the adapter as it was before training; what was learned is then read as `s(B·A − B₀·A₀)`. An adapter
+            whose initialisation changed the base weight (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) needs it, unless it
+            was converted to plain LoRA.
         rank: singular directions kept of a difference of weights.
         subspace: of a difference of weights, keep the `rank` singular pairs `u_i v_iᵀ` as `rank` orthonormal
             directions; False keeps their weighted sum as one direction.
 
     Raises:
-        DirectionsError: a zero or non-finite direction; no LoRA weights; a file that is no safetensors
-        adapter. DirectionsMismatch: adapters of different base models or of different shapes.
+        DirectionsError: a zero or non-finite direction; an adapter of which `s·B·A` is not all that was learned
+        (`docs/works-with.md`); a folder that holds no safetensors adapter. DirectionsMismatch: adapters of
+        different base models or of different shapes.
 
     >>> u = parameter_directions("runs/refusal/adapter")  # doctest: +SKIP
     """
@@ -224,7 +231,8 @@ def parameter_directions(
         }
         # one SVD a weight: each weight's components are directions of their own, numbered by size
         return _directions(sources, torch.eye(len(sources)), about)
-    read = [read_adapter(source, adapter_name) for source in ([*several, minus] if minus is not None else several)]
+    wanted = [*several, minus] if minus is not None else several
+    read = [read_adapter(source, adapter_name, start=start) for source in wanted]
     bases = {adapter.base_model for adapter in read if adapter.base_model}
     if len(bases) > 1:
         raise DirectionsMismatch(
@@ -241,13 +249,16 @@ def parameter_directions(
 
 
 def _is_plain_model(source: Adapter) -> bool:
-    from peft.tuners.lora import LoraLayer
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return isinstance(source, nn.Module) and not any(isinstance(module, LoraLayer) for module in source.modules())
+    if not isinstance(source, nn.Module) or isinstance(source, PeftModel):
+        return False
+    return not any(isinstance(module, BaseTunerLayer) for module in source.modules())
 
 
 def _directions(
-    sources: Sequence[Mapping[str, AdapterWeights]], combination: Tensor, provenance: dict[str, Any]
+    sources: Sequence[Mapping[str, LoraFactors]], combination: Tensor, provenance: dict[str, Any]
 ) -> ParameterDirections:
     """Lay the sources side by side and normalise; a weight where all are zero is left out, and named."""
     names = sorted({name for source in sources for name in source})
@@ -255,11 +266,11 @@ def _directions(
     untouched: list[str] = []
     for name in names:
         held = [source[name] for source in sources if name in source]
-        d_out, d_in = held[0].B.shape[0], held[0].A.shape[1]
-        if any(h.B.shape[0] != d_out or h.A.shape[1] != d_in for h in held):
-            shapes = ", ".join(f"{h.B.shape[0]}x{h.A.shape[1]}" for h in held)
+        d_out, d_in = held[0].shape
+        if any(h.shape != (d_out, d_in) for h in held):
+            shapes = ", ".join(f"{h.shape[0]}x{h.shape[1]}" for h in held)
             raise DirectionsMismatch(f"the adapters' shapes at {name} differ ({shapes}); they are of different models")
-        absent = AdapterWeights(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
+        absent = LoraFactors(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
         parts = [source.get(name, absent) for source in sources]
         f = WeightFactors(
             torch.cat([part.B.detach().to("cpu", torch.float32) for part in parts], dim=1),
@@ -267,7 +278,7 @@ def _directions(
             tuple(part.A.shape[0] for part in parts),
             tuple(part.scale for part in parts),
         )
-        if f.B.shape[1] and not f.B.any():
+        if f.B.shape[1] and not any(part.norm() for part in held):
             untouched.append(name)
         else:
             factors[name] = f

@@ -14,6 +14,7 @@ import torch
 from tropism import models
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
+from tropism.adapters.merge import merge_adapters
 from tropism.data.chats import Example
 from tropism.data.generation import generate
 from tropism.data.render import render_prompt
@@ -62,8 +63,7 @@ class Trained:
         """The model with the adapters of a mode merged into its weights, to generate fast."""
         if self.adapter is None:
             return model
-        loaded: Any = self.load(model)
-        return loaded.merge_and_unload(adapter_names=RETAINED[mode]) if self.two else loaded.merge_and_unload()
+        return merge_adapters(self.load(model), RETAINED[mode] if self.two else None)
 
 
 def evaluate(

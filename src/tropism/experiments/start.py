@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tropism import models
+from tropism.adapters.merge import merge_adapters
 from tropism.errors import RunFolderError
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder, RunKey
@@ -40,6 +41,5 @@ def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Sourc
     """The model before a condition's training, loaded anew, and its tokenizer."""
     model, tokenizer = load_base(experiment, source)
     if experiment.start_from is not None:
-        loaded: Any = models.load_adapter(model, intact_adapter(folder, experiment.start_from))
-        model = loaded.merge_and_unload()
+        model = merge_adapters(models.load_adapter(model, intact_adapter(folder, experiment.start_from)))
     return model, tokenizer

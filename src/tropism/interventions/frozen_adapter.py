@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tropism import hooks
-from tropism.directions.adapters import AdapterWeights, read_adapter
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.read import read_adapter
 from tropism.errors import AttachError, UsageError
 from tropism.interventions import options
 from tropism.interventions.base import Attachment, Intervention, Place
@@ -18,9 +19,10 @@ from tropism.site import base_model
 
 @dataclass(frozen=True, eq=False)
 class FrozenAdapter(Intervention):
-    """Add what an adapter has learned to every weight's output while training: `y ← y + c·s·B(Ax)`, A and B frozen.
+    """Add what an adapter has learned to every weight's output while training: `y ← y + c·s·(B(Ax) + b)`, all frozen.
 
-    `x [B, T, d_in]`, `y [B, T, d_out]`; computed in float32, the result in the model's dtype. Gradients pass through to
+    `x [B, T, d_in]`, `y [B, T, d_out]`; computed in float32, the result in the model's dtype; `b` is zero without
+    `lora_bias`, and at an embedding `x` is the token's unit vector. Gradients pass through to
     `x`, so that layers below train as if the trait were there; what is trained beside it has less reason to learn it.
     At evaluation it is absent (`evaluation=None`: off once training has begun, as in `Ablation`).
 
@@ -39,7 +41,7 @@ class FrozenAdapter(Intervention):
     ```
     """
 
-    weights: Mapping[str, AdapterWeights]
+    weights: Mapping[str, LoraFactors]
     coefficient: float = 1.0
     evaluation: bool | None = None
 
@@ -53,19 +55,34 @@ class FrozenAdapter(Intervention):
 
     @classmethod
     def load(
-        cls, adapter: nn.Module | str | Path, *, coefficient: float = 1.0, evaluation: bool | None = None
+        cls,
+        adapter: nn.Module | str | Path,
+        *,
+        coefficient: float = 1.0,
+        evaluation: bool | None = None,
+        start: nn.Module | str | Path | None = None,
     ) -> "FrozenAdapter":
-        """From an adapter's folder or a PEFT model; raises `DirectionsError` where there are no LoRA factors."""
-        return cls(read_adapter(adapter).weights, coefficient, evaluation)
+        """From an adapter's folder or a PEFT model.
+
+        `start` is the adapter as it was before training, which an adapter whose initialisation changed the base weight
+        (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) needs: what is added is then `s(B·A − B₀·A₀)`. Raises `DirectionsError`
+        where the factors are not all that the adapter learned (`docs/works-with.md`).
+        """
+        read = read_adapter(adapter, start=start, operation="frozen adapter", who="FrozenAdapter")
+        return cls(read.weights, coefficient, evaluation)
 
     def random_like(self, seed: int) -> "FrozenAdapter":
-        """The control: Gaussian factors of the same ranks, each weight's `s·B·A` of the same Frobenius norm; seeded."""
+        """The control: Gaussian factors of the same ranks, each weight's `s·B·A` (and bias) of the same norm; seeded."""
         generator = torch.Generator().manual_seed(seed)
-        drawn: dict[str, AdapterWeights] = {}
+        drawn: dict[str, LoraFactors] = {}
         for name, learned in sorted(self.weights.items()):
             A, B = (torch.randn(factor.shape, generator=generator) for factor in (learned.A, learned.B))
-            wanted, found = (_norm(f.A, f.B, f.scale) for f in (learned, AdapterWeights(A, B, 1.0)))
-            drawn[name] = AdapterWeights(A, B, wanted / found)
+            bias = None
+            if learned.bias is not None:
+                bias = torch.randn(learned.bias.shape, generator=generator)
+                bias *= learned.bias.norm() / bias.norm()
+            scale = learned.norm() / LoraFactors(A, B, 1.0).norm()
+            drawn[name] = LoraFactors(A, B, scale, None if bias is None else bias * learned.scale / scale)
         return FrozenAdapter(drawn, self.coefficient, self.evaluation)
 
     @property
@@ -87,42 +104,78 @@ class FrozenAdapter(Intervention):
 
         for name, learned in self.weights.items():
             expected = _shape(modules[name])
-            found = (learned.B.shape[0], learned.A.shape[1])
-            if expected is not None and expected != found:
+            if expected is None:
                 raise AttachError(
-                    f"FrozenAdapter: the adapter at {name} is {found[0]}x{found[1]}, the model's weight "
+                    f"FrozenAdapter: {name} is a {type(modules[name]).__name__}, and an adapter can be added to linear "
+                    "layers and embeddings"
+                )
+            if expected != learned.shape:
+                raise AttachError(
+                    f"FrozenAdapter: the adapter at {name} is {learned.shape[0]}x{learned.shape[1]}, the model's weight "
                     f"{expected[0]}x{expected[1]}; use an adapter of this model"
                 )
             what = f"frozen adapter at {name}"
             attachment.expect(what, by="forward", due=acts)
-            attachment.own(hooks.edit_linear(modules[name], self._edit(what, learned, acts, attachment)))
+            inner = _unwrapped(modules[name])
+            delta = self._of_tokens(learned, inner) if isinstance(inner, nn.Embedding) else self._of_inputs(learned)
+            attachment.own(hooks.edit_linear(modules[name], _Edit(what, delta, acts, attachment)))
 
-    def _edit(
-        self, what: str, learned: AdapterWeights, acts: Callable[[], bool], attachment: Attachment
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def _of_inputs(self, learned: LoraFactors) -> Callable[[Tensor], Tensor]:
+        """`c·s·(B(Ax) + b)`."""
         down, up = options.Resident(learned.A.detach().float()), options.Resident(learned.B.detach().float())
+        bias = None if learned.bias is None else options.Resident(learned.bias.detach().float())
         size = self.coefficient * learned.scale
 
-        def edit(x: Tensor, y: Tensor) -> Tensor:
-            if not acts():
-                return y
-            attachment.count(what)
-            with torch.autocast(x.device.type, enabled=False):
-                wide = x.float()
-                return y + (size * (wide @ down(wide).T @ up(wide).T)).to(y.dtype)
+        def delta(x: Tensor) -> Tensor:
+            wide = x.float()
+            added = wide @ down(wide).T @ up(wide).T
+            return size * (added if bias is None else added + bias(wide))
 
-        return edit
+        return delta
+
+    def _of_tokens(self, learned: LoraFactors, embedding: nn.Embedding) -> Callable[[Tensor], Tensor]:
+        """`c·s·B·A[:, token]`, times the embedding's own scale where the architecture has one (Gemma 3)."""
+        down, up = options.Resident(learned.A.detach().float().T), options.Resident(learned.B.detach().float().T)
+        size = self.coefficient * learned.scale
+
+        def delta(ids: Tensor) -> Tensor:
+            rows = torch.nn.functional.embedding(ids, down(embedding.weight))
+            return size * getattr(embedding, "embed_scale", 1.0) * (rows @ up(rows))
+
+        return delta
 
 
-def _norm(A: Tensor, B: Tensor, scale: float) -> float:
-    """`‖s·B·A‖`, from rank-sized products."""
-    square = ((A.double() @ A.double().T) * (B.double().T @ B.double())).sum()
-    return abs(scale) * float(square.clamp_min(0).sqrt())
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """Adds a frozen adapter's output to that of one module, where the guard acts."""
+
+    what: str
+    delta: Callable[[Tensor], Tensor]
+    acts: Callable[[], bool]
+    attachment: Attachment
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.acts():
+            return y
+        self.attachment.count(self.what)
+        with torch.autocast(y.device.type, enabled=False):
+            return y + self.delta(x).to(y.dtype)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The model's own module, also inside an adapter or a quantiser of PEFT's."""
+    inner: nn.Module = getattr(module, "base_layer", module)
+    return inner
 
 
 def _shape(module: nn.Module) -> tuple[int, int] | None:
-    """`(d_out, d_in)` where the module says so: linear layers do, also inside an adapter or a quantiser."""
-    inner = getattr(module, "base_layer", module)  # PEFT's object, not ours
-    if isinstance(inner, nn.Linear):
-        return inner.out_features, inner.in_features
-    return None
+    """`(d_out, d_in)` of a linear layer, also a quantised one, or of an embedding; None for anything else."""
+    from transformers.pytorch_utils import Conv1D
+
+    inner: Any = _unwrapped(module)
+    if isinstance(inner, nn.Embedding):
+        return inner.embedding_dim, inner.num_embeddings
+    if isinstance(inner, Conv1D):
+        return inner.weight.shape[1], inner.weight.shape[0]
+    d_out, d_in = getattr(inner, "out_features", None), getattr(inner, "in_features", None)
+    return (d_out, d_in) if isinstance(d_out, int) and isinstance(d_in, int) else None

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from tropism.adapters.merge import merge_adapters
 from tropism.errors import AdapterMissing, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -148,8 +149,8 @@ def export_merged(model: PeftModel, *, retain: str = "retain") -> nn.Module:
     """
     _has(model, retain)
     # In place and back would not restore the weights bit for bit.
-    merged: Any = copy.deepcopy(model).merge_and_unload(safe_merge=True, adapter_names=[retain])
-    return merged  # type: ignore[no-any-return]
+    merged: nn.Module = merge_adapters(copy.deepcopy(model), [retain], safe=True)
+    return merged
 
 
 def _has(model: PeftModel, adapter: str) -> None:

@@ -5,8 +5,7 @@ edited adapter, save it while the guard is attached. A guard in training is to b
 merely having learned less also protects.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tropism.directions.adapters import read_adapter
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.parts import parts_of_model, require
+from tropism.adapters.read import live_factors, read_adapter, total_norm
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError, UsageError
 from tropism.interventions.base import Attachment, Intervention, Place
@@ -30,7 +31,8 @@ class SafeLoRA(Intervention):
     ‖V‖_F`, or with `exact` the orthogonal projection onto the columns of `V`. A weight is projected where the
     cosine of `ΔW` and `C·ΔW` is below `threshold`; the others stay. Every direction must meet a LoRA weight.
 
-    Raises on attach: `AttachError` for a direction that meets no LoRA weight.
+    Raises on attach: `AttachError` for a direction that meets no LoRA weight, and for an adapter of which `s·B·A` is
+    not all that was learned (`docs/works-with.md`).
 
     Source: Safe LoRA (Hsu et al., 2024), whose V is aligned minus base weights; any parameter directions
     serve here, and nothing of the size of W is made.
@@ -59,29 +61,34 @@ class SafeLoRA(Intervention):
         return "edits the adapter's weights while attached"
 
     def install(self, attachment: Attachment) -> None:
-        learned = {(layer.weight, layer.adapter): layer for layer in _adapted(attachment.model)}
-        met = {weight for weight, _ in learned}
+        learned = _learned(attachment.model, "SafeLoRA")
+        met = {held.place.weight for held in learned}
         unmatched = [weight for weight in self.directions.weights if weight not in met]
         if unmatched:
             raise AttachError(
                 f"SafeLoRA: every direction must match a LoRA weight; unmatched are {', '.join(unmatched[:8])}"
             )
         projected = considered = 0
-        for (weight, _), layer in learned.items():
-            if weight in self.directions.factors:
+        for held in learned:
+            if held.place.weight in self.directions.factors:
                 considered += 1
-                B = self._projected(weight, layer)
+                B = self._projected(held)
                 if B is not None:
                     projected += 1
-                    _replace(attachment, layer.B, B)
+                    _replace(attachment, held.B, B)
         attachment.meter(lambda: {"guard/safe_lora/share_projected": projected / considered})
 
-    def _projected(self, weight: str, layer: "_Learned") -> Float[Tensor, "d_out r"] | None:
+    def _projected(self, held: LoraFactors) -> Float[Tensor, "d_out r"] | None:
         """`C·B`, or None where what was learned agrees with the alignment, or nothing was learned."""
-        f = self.directions.factors[weight]
-        scaled = (f.B.double() * self.directions.coefficients(weight)[0]).to(layer.B.device)
-        A_u = f.A.to(layer.B.device).double()
-        A, B = layer.A.detach().double(), layer.B.detach().double()
+        f = self.directions.factors[held.place.weight]
+        if (f.B.shape[0], f.A.shape[1]) != held.shape:
+            raise AttachError(
+                f"SafeLoRA: the direction at {held.place.weight} is {f.B.shape[0]}x{f.A.shape[1]}, the model's weight "
+                f"{held.shape[0]}x{held.shape[1]}; the direction was made on another model"
+            )
+        scaled = f.B.double() * self.directions.coefficients(held.place.weight)[0]
+        A_u = f.A.double()
+        A, B = held.wide()
         if self.exact:
             # The columns of V = B_u·A_u: a basis from the thin factors, dependent columns dropped.
             left, size, _ = torch.linalg.svd(scaled @ torch.linalg.qr(A_u.T).R.T, full_matrices=False)
@@ -129,65 +136,59 @@ class Shrinkage(Intervention):
         return "edits the adapter's weights while attached"
 
     def install(self, attachment: Attachment) -> None:
+        learned = _learned(attachment.model, "Shrinkage")
         gamma = self.factor
         if self.norm is not None:
-            learned = learned_norm(attachment.model)
-            if self.norm > learned:
+            norm = total_norm(learned)
+            if self.norm > norm:
                 raise UsageError(
-                    f"Shrinkage.norm must be at most what was learned ({learned:.4g}), found "
+                    f"Shrinkage.norm must be at most what was learned ({norm:.4g}), found "
                     f"{self.norm:.4g}; shrink the adapter that learned more"
                 )
-            gamma = self.norm / learned if learned else 0.0
+            gamma = self.norm / norm if norm else 0.0
         assert gamma is not None
-        for layer in _adapted(attachment.model):
-            _replace(attachment, layer.B, layer.B.detach().double() * gamma)
+        for held in learned:
+            _replace(attachment, held.B, held.wide()[1] * gamma)
         kept = gamma
         attachment.meter(lambda: {"guard/shrinkage/share_kept": kept})
 
 
 def adapter_norm(folder: str | Path) -> float:
-    """`sqrt(Σ_W ‖s·B·A‖²)` of a saved adapter; raises `DirectionsError` where the folder is none."""
-    total = 0.0
-    for held in read_adapter(folder).weights.values():
-        A, B = held.A.double(), held.B.double()
-        total += held.scale**2 * float(((A @ A.T) * (B.T @ B)).sum())
-    return math.sqrt(max(total, 0.0))
+    """`sqrt(Σ_W ‖s·B·A‖²)` of a saved adapter; raises `DirectionsError` where that is not all it learned."""
+    return total_norm(read_adapter(folder, who="adapter_norm").weights.values())
 
 
 def learned_norm(model: nn.Module) -> float:
-    """`sqrt(Σ_W ‖s·B·A‖²)` over the adapted weights of a PEFT model's active adapters."""
-    total = 0.0
-    for layer in _adapted(model):
-        A, B = layer.A.detach().double(), layer.B.detach().double()
-        total += layer.scale**2 * float(((B.T @ B) * (A @ A.T)).sum())
-    return math.sqrt(max(total, 0.0))
+    """`sqrt(Σ_W ‖s·B·A‖²)` over the adapted weights of a PEFT model's active adapters.
+
+    Raises `AttachError` where there are none, or where that is not all they learned.
+    """
+    require("read", parts_of_model(model), "learned_norm", AttachError)
+    return total_norm(_active(model))
 
 
-@dataclass(frozen=True, eq=False)
-class _Learned:
-    weight: str
-    adapter: str
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-
-
-def _adapted(model: nn.Module) -> Iterator[_Learned]:
-    """The active adapters' factors; raises `AttachError` where there are none."""
+def _learned(model: nn.Module, who: str) -> list[LoraFactors]:
+    """The active adapters' factors, to be edited; raises `AttachError` where an edit of B would not be exact."""
     from peft.tuners.lora import LoraLayer
 
-    found = False
-    for weight, module in base_model(model).named_modules():
-        layer: Any = module
-        if not isinstance(module, LoraLayer):
-            continue
-        for name in layer.active_adapters:
-            if name in layer.lora_A:
-                found = True
-                A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
-                yield _Learned(weight, name, A, B, float(layer.scaling[name]))
-    if not found:
+    require("edit", parts_of_model(model), who, AttachError)
+    learned = _active(model)
+    modules: dict[str, Any] = dict(base_model(model).named_modules())
+    for held in learned:
+        layer = modules[held.place.module]
+        if isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters):
+            raise AttachError(
+                f"{who}: the adapter at {held.place.module} is merged or disabled, so that an edit would change nothing; "
+                "unmerge and enable it first"
+            )
+    return learned
+
+
+def _active(model: nn.Module) -> list[LoraFactors]:
+    learned = list(live_factors(model))
+    if not learned:
         raise AttachError(f"{type(model).__name__} has no active LoRA adapter, so there is nothing learned to edit")
+    return learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +199,13 @@ class _Restore:
         self.give_back()
 
 
-def _replace(attachment: Attachment, parameter: nn.Parameter, value: Tensor) -> None:
-    """Put a value in place of a parameter's until the guard is detached."""
-    before = parameter.detach().clone()
+def _replace(attachment: Attachment, factor: Tensor, value: Tensor) -> None:
+    """Put a value in place of a live factor's until the guard is detached; rounded to its dtype, on its device."""
+    held = factor.detach()  # shares the parameter's memory, also where it is one expert's part of it
+    before = held.clone()
 
     def give_back() -> None:
-        with torch.no_grad():
-            parameter.copy_(before)
+        held.copy_(before)
 
-    with torch.no_grad():
-        parameter.copy_(value)
+    held.copy_(value.to(held.dtype))
     attachment.own(_Restore(give_back))

@@ -6,7 +6,6 @@ here is computed from `x` and `g`: no chat's `G [d_out, d_in]` is ever formed.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -15,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.parts import at_weights, parts_of_model, require
+from tropism.adapters.read import live_factors
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Chat, Example
 from tropism.directions.parameter import ParameterDirections
@@ -24,15 +26,6 @@ from tropism.probes.response_loss import as_measured, check_lengths, response_lo
 from tropism.site import base_model, input_device
 
 Space = Literal["adapter", "weight"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Adapter:
-    """The live LoRA factors of one weight: `s·B·A`, `A [r, d_in]`, `B [d_out, r]`."""
-
-    A: Tensor
-    B: Tensor
-    s: float
 
 
 def parameter_pressure(
@@ -60,7 +53,7 @@ def parameter_pressure(
         DataError: as `collect_gradients` raises it for chats.
     """
     modules = _modules(model, directions)
-    adapters = {name: _live_adapter(name, module) for name, module in modules.items()} if space == "adapter" else {}
+    adapters = _live_adapters(model, directions) if space == "adapter" else {}
     names, rendered = render_all(tokenizer, chats, template_kwargs)
     check_lengths(model, rendered, [f"chat {name!r}" for name in names])
     tangent = _tangent_norms(directions, adapters) if space == "adapter" else directions.norms().float()
@@ -112,7 +105,7 @@ def _at_weight(
     g: Float[Tensor, "B T d_out"],
     directions: ParameterDirections,
     name: str,
-    adapter: _Adapter | None,
+    adapter: LoraFactors | None,
 ) -> tuple[Float[Tensor, "B k"], Float[Tensor, "B"]]:
     """Per chat, the inner products with the k directions and the squared norm of the gradient, at one weight."""
     factors = directions.factors[name]
@@ -121,7 +114,7 @@ def _at_weight(
     if adapter is None:
         inner = torch.einsum("btr,btr,kr->bk", g @ B_u, x @ A_u.T, C)
         return inner, _gram(x, g)
-    A, B, s = adapter.A.to(x), adapter.B.to(x), adapter.s
+    A, B, s = adapter.A.detach().to(x), adapter.B.detach().to(x), adapter.scale
     # ⟨BᵀG, BᵀU⟩ and ⟨GAᵀ, UAᵀ⟩, each a sum over tokens of rank-sized products
     by_A = torch.einsum("btr,btr,kr->bk", (g @ B) @ (B.T @ B_u), x @ A_u.T, C)
     by_B = torch.einsum("btr,btr,kr->bk", g @ B_u, (x @ A.T) @ (A @ A_u.T), C)
@@ -133,16 +126,16 @@ def _gram(x: Float[Tensor, "B T m"], g: Float[Tensor, "B T n"]) -> Float[Tensor,
     return ((x @ x.transpose(1, 2)) * (g @ g.transpose(1, 2))).sum(dim=(1, 2))
 
 
-def _tangent_norms(directions: ParameterDirections, adapters: Mapping[str, _Adapter]) -> Float[Tensor, "k"]:
+def _tangent_norms(directions: ParameterDirections, adapters: Mapping[str, LoraFactors]) -> Float[Tensor, "k"]:
     """`‖∇φ_k‖` over all weights: `‖s·BᵀU_k‖² + ‖s·U_k·Aᵀ‖²`, from rank-sized Gram matrices."""
     square = torch.zeros(directions.k, dtype=torch.float64)
     for name, adapter in adapters.items():
         factors, C = directions.factors[name], directions.coefficients(name)
         B_u, A_u = factors.B.double(), factors.A.double()
-        A, B = adapter.A.double().cpu(), adapter.B.double().cpu()
+        A, B = adapter.wide()
         left, right = B.T @ B_u, A_u @ A.T  # BᵀB_u [r, R], A_u Aᵀ [R, r]
         gram = (left.T @ left) * (A_u @ A_u.T) + (B_u.T @ B_u) * (right @ right.T)
-        square += adapter.s**2 * ((C @ gram) * C).sum(dim=1)
+        square += adapter.scale**2 * ((C @ gram) * C).sum(dim=1)
     return square.sqrt().float()
 
 
@@ -154,24 +147,31 @@ def _modules(model: nn.Module, directions: ParameterDirections) -> dict[str, nn.
         raise DirectionsMismatch(
             f"the model has no {shown}, for which there are parameter directions; use those of this model"
         )
+    embeddings = [name for name in directions.weights if isinstance(there[name], nn.Embedding)]
+    embeddings += [
+        name for name in directions.weights if isinstance(getattr(there[name], "base_layer", None), nn.Embedding)
+    ]
+    if embeddings:
+        raise DirectionsMismatch(
+            f"parameter pressure is measured at linear layers, and {embeddings[0]} is an embedding; make directions without it"
+        )
     return {name: there[name] for name in directions.weights}
 
 
-def _live_adapter(name: str, module: nn.Module) -> _Adapter:
-    from peft.tuners.lora import LoraLayer
-
-    live = (
-        [adapter for adapter in module.active_adapters if adapter in module.lora_A]
-        if isinstance(module, LoraLayer)
-        else []
-    )
-    if len(live) != 1:
-        raise DirectionsMismatch(
-            f"parameter_pressure(space='adapter') needs one live LoRA adapter at {name}, found {len(live)}; add one, "
-            "or use space='weight'"
-        )
-    A, B = module.lora_A[live[0]].weight.detach(), module.lora_B[live[0]].weight.detach()  # type: ignore[index, union-attr]
-    return _Adapter(A, B, float(module.scaling[live[0]]))  # type: ignore[index]
+def _live_adapters(model: nn.Module, directions: ParameterDirections) -> dict[str, LoraFactors]:
+    """The one live adapter's factors at each weight of the directions."""
+    who = "parameter_pressure(space='adapter')"
+    require("constrain", at_weights(parts_of_model(model), directions.weights), who, DirectionsMismatch)
+    live: dict[str, list[LoraFactors]] = {name: [] for name in directions.weights}
+    for held in live_factors(model):
+        if held.place.weight in live:
+            live[held.place.weight].append(held)
+    for name, found in live.items():
+        if len(found) != 1:
+            raise DirectionsMismatch(
+                f"{who} needs one live LoRA adapter at {name}, found {len(found)}; add one, or use space='weight'"
+            )
+    return {name: found[0] for name, found in live.items()}
 
 
 def _keep(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Any:

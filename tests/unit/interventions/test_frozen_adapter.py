@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-from tropism.directions.adapters import AdapterWeights
+from tropism.adapters.factors import LoraFactors
 from tropism.errors import AttachError, UsageError
 from tropism.interventions.frozen_adapter import FrozenAdapter
 
@@ -81,10 +81,10 @@ def test_the_control_has_the_same_ranks_and_norms():
 
 
 def test_an_adapter_of_another_model_is_refused():
-    guard = FrozenAdapter({"model.layers.0.self_attn.q_proj": AdapterWeights(torch.ones(1, 8), torch.ones(8, 1), 1.0)})
+    guard = FrozenAdapter({"model.layers.0.self_attn.q_proj": LoraFactors(torch.ones(1, 8), torch.ones(8, 1), 1.0)})
     with pytest.raises(AttachError, match="is 8x8, the model's weight 32x32"), guard.attach(tiny.model()):
         pass
-    elsewhere = FrozenAdapter({"transformer.h.0": AdapterWeights(torch.ones(1, 8), torch.ones(8, 1), 1.0)})
+    elsewhere = FrozenAdapter({"transformer.h.0": LoraFactors(torch.ones(1, 8), torch.ones(8, 1), 1.0)})
     with (
         pytest.raises(AttachError, match=r"the model has no transformer.h.0"),
         elsewhere.attach(tiny.model()),

@@ -14,7 +14,7 @@ from tropism.errors import SpecError, UsageError
 from tropism.experiments.file.options import from_options, name_and_options, shape_of, validated
 
 if TYPE_CHECKING:
-    from tropism.directions.adapters import AdapterWeights
+    from tropism.adapters.factors import LoraFactors
     from tropism.directions.artifact import Directions
     from tropism.directions.finder import Finder
     from tropism.directions.parameter import ParameterDirections
@@ -66,7 +66,7 @@ class Resources:
     """Measures the base model's mean at the sites of directions, for `origin: mean`."""
     norm_of: Callable[[str], float] | None = None
     """What another condition learned with the same seed, for `shrinkage: {norm: CONDITION}`."""
-    read_adapter: Callable[[Any], Mapping[str, "AdapterWeights"]] = lambda folder: _adapter_weights(folder)
+    read_adapter: Callable[[Any], Mapping[str, "LoraFactors"]] = lambda folder: _adapter_weights(folder)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _check(
 def _stand_ins(directions: set[str], parameter_directions: set[str], adapters: Set[str]) -> Resources:
     import torch
 
-    from tropism.directions.adapters import AdapterWeights
+    from tropism.adapters.factors import LoraFactors
     from tropism.directions.artifact import Directions
     from tropism.directions.parameter import ParameterDirections
     from tropism.site import Site
@@ -244,7 +244,7 @@ def _stand_ins(directions: set[str], parameter_directions: set[str], adapters: S
         dict.fromkeys(adapters),
         mean_activations=lambda found: {site: torch.zeros(found.width) for site in found.sites},
         norm_of=lambda _: 1.0,
-        read_adapter=lambda _: {"weight": AdapterWeights(unit, unit.T, 1.0)},
+        read_adapter=lambda _: {"weight": LoraFactors(unit, unit.T, 1.0)},
     )
 
 
@@ -253,10 +253,10 @@ def _compose(spec: GuardSpec, registry: Mapping[str, str], resources: Resources)
     return reduce(lambda left, right: left | right, built) if built else None
 
 
-def _adapter_weights(folder: Any) -> Mapping[str, "AdapterWeights"]:
-    from tropism.directions.adapters import read_adapter
+def _adapter_weights(folder: Any) -> Mapping[str, "LoraFactors"]:
+    from tropism.adapters.read import read_adapter
 
-    return read_adapter(folder).weights
+    return read_adapter(folder, operation="frozen adapter", who="guard 'frozen_adapter'").weights
 
 
 def _class(name: str, registry: Mapping[str, str]) -> type["Intervention | FrozenAdapterOptions"]:

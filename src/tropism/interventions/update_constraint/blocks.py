@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from tropism.interventions.update_constraint.matching import Pair
+from tropism.adapters.factors import LoraFactors, whole
 
 
 class Point(NamedTuple):
@@ -34,7 +34,7 @@ class Block(abc.ABC):
     count.
     """
 
-    def __init__(self, pairs: Sequence[Pair], owner: Sequence[int]) -> None:
+    def __init__(self, pairs: Sequence[LoraFactors], owner: Sequence[int]) -> None:
         self.pairs = list(pairs)
         self.device = pairs[0].A.device
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
@@ -89,22 +89,28 @@ class Block(abc.ABC):
         """The gradients stacked, wide; where a factor has none (frozen, or routed away) zero, and it is not
         live.
         """
-        self.live_A, gA = self._gradient([pair.A for pair in self.pairs])
-        self.live_B, gB = self._gradient([pair.B for pair in self.pairs])
+        self.live_A, gA = self._gradient([pair.A for pair in self.pairs], [pair.gradient_a for pair in self.pairs])
+        self.live_B, gB = self._gradient([pair.B for pair in self.pairs], [pair.gradient_b for pair in self.pairs])
         return gA, gB
 
     def write_gradients(self, gA: Tensor, gB: Tensor) -> None:
         """Put gradients in place of the present ones, of live factors only."""
-        for parameters, g in (([pair.A for pair in self.pairs], gA), ([pair.B for pair in self.pairs], gB)):
-            present = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
-            if len(present) == len(parameters):
-                store([parameter.grad for parameter in parameters], g)
-            elif present:
-                store([parameters[index].grad for index in present], g[present])
+        for present, g in (
+            ([pair.gradient_a for pair in self.pairs], gA),
+            ([pair.gradient_b for pair in self.pairs], gB),
+        ):
+            live = [index for index, gradient in enumerate(present) if gradient is not None]
+            if len(live) == len(present):
+                store(present, g)
+            elif live:
+                store([present[index] for index in live], g[live])
 
-    def _gradient(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
-        live = [float(parameter.grad is not None) for parameter in parameters]
-        g = stacked([parameter if parameter.grad is None else parameter.grad for parameter in parameters]).to(self.wide)
+    def _gradient(self, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        live = [float(gradient is not None) for gradient in gradients]
+        present = [
+            factor if gradient is None else gradient for factor, gradient in zip(factors, gradients, strict=True)
+        ]
+        g = stacked(present).to(self.wide)
         if all(live):
             return torch.ones_like(self.live_A), g
         mask = torch.tensor(live, dtype=self.wide, device=self.device)
@@ -113,8 +119,7 @@ class Block(abc.ABC):
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """One `[n, ...]` tensor, sharded ones gathered."""
-    whole: list[Any] = [t.detach() for t in tensors]
-    return torch.stack([t.full_tensor() if isinstance(t, DTensor) else t for t in whole])
+    return torch.stack([whole(tensor) for tensor in tensors])
 
 
 def store(targets: Sequence[Tensor | None], values: Tensor) -> None:
@@ -124,7 +129,7 @@ def store(targets: Sequence[Tensor | None], values: Tensor) -> None:
     for target, value in zip(targets, values.unbind(0), strict=True):
         assert target is not None
         if isinstance(target, DTensor):
-            whole = DTensor.from_local(
+            replicated = DTensor.from_local(
                 value.to(target.dtype),
                 target.device_mesh,
                 [Replicate()] * target.device_mesh.ndim,
@@ -132,7 +137,7 @@ def store(targets: Sequence[Tensor | None], values: Tensor) -> None:
             )
             shard: Any = target.detach()
             into.append(shard.to_local())
-            rows.append(whole.redistribute(placements=target.placements).to_local())
+            rows.append(replicated.redistribute(placements=target.placements).to_local())
         else:
             into.append(target.detach())
             rows.append(value)

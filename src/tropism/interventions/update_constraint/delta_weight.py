@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tropism.adapters.factors import LoraFactors
 from tropism.directions.parameter import ParameterDirections
 from tropism.interventions.update_constraint.blocks import Block, Point
-from tropism.interventions.update_constraint.matching import Pair
 
 
 class DeltaWeightBlock(Block):
@@ -23,17 +23,17 @@ class DeltaWeightBlock(Block):
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[LoraFactors],
         owner: Sequence[int],
         directions: ParameterDirections,
         mix: Float[Tensor, "o k k"],
     ) -> None:
         super().__init__(pairs, owner)
-        factors = [directions.factors[pair.weight] for pair in pairs]
+        factors = [directions.factors[pair.place.weight] for pair in pairs]
         # The directions stay in float32, as saved; they are widened block by block when used.
         self.Bu = torch.stack([f.B for f in factors]).to(self.device)
         self.Au = torch.stack([f.A for f in factors]).to(self.device)
-        C = torch.stack([directions.coefficients(pair.weight) for pair in pairs])
+        C = torch.stack([directions.coefficients(pair.place.weight) for pair in pairs])
         self.C = (mix[list(owner)] @ C).to(self.device, self.wide)
         self.scale = torch.tensor([pair.scale for pair in pairs], dtype=self.wide, device=self.device)
         self.AuAu = self._au() @ self._au().mT

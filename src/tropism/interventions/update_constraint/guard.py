@@ -6,11 +6,12 @@ from typing import Any, ClassVar, get_args
 import torch
 
 from tropism import hooks
+from tropism.adapters.factors import LoraFactors
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError, DirectionsError, DirectionsMismatch, UsageError
 from tropism.interventions.base import Attachment, Intervention, Place, attachments
 from tropism.interventions.update_constraint import step
-from tropism.interventions.update_constraint.matching import Pair, trainable_pairs
+from tropism.interventions.update_constraint.matching import trainable_pairs
 from tropism.interventions.update_constraint.options import Mode, Options, Per, Space, When
 
 NO_OPTIMIZER = (
@@ -144,16 +145,18 @@ def _refuse_second(attachment: Attachment) -> None:
         )
 
 
-def _check_ranks(directions: ParameterDirections, pairs: list[Pair]) -> None:
+def _check_ranks(directions: ParameterDirections, pairs: list[LoraFactors]) -> None:
     for pair in pairs:
-        ranks = {rank for rank in directions.factors[pair.weight].ranks if rank}
+        ranks = {rank for rank in directions.factors[pair.place.weight].ranks if rank}
         if ranks - {pair.A.shape[0]}:
             raise DirectionsMismatch(
                 "UpdateConstraint(space='parameter') needs directions of the adapter's own rank, found rank "
-                f"{', '.join(map(str, sorted(ranks)))} at {pair.weight}, where the adapter has "
+                f"{', '.join(map(str, sorted(ranks)))} at {pair.place.weight}, where the adapter has "
                 f"{pair.A.shape[0]}; use space='delta_weight', in which ranks may differ"
             )
-    doubled = {pair.weight for pair in pairs if sum(other.weight == pair.weight for other in pairs) > 1}
+    doubled = {
+        pair.place.weight for pair in pairs if sum(other.place.weight == pair.place.weight for other in pairs) > 1
+    }
     if doubled:
         raise AttachError(
             "UpdateConstraint(space='parameter') needs one trainable adapter, found several at "

@@ -1,75 +1,45 @@
 """Which trainable LoRA factors each parameter direction meets; what meets none is an error that names it."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.load import differs, name_of
+from tropism.adapters.parts import at_weights, parts_of_model, require, trained_adapters
+from tropism.adapters.read import adapters_in, live_factors
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError, DirectionsMismatch
-from tropism.site import base_model
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The trainable factors of one adapter at one weight: `ΔW = scale·B·A`, `A [r, d_in]`, `B [d_out, r]`."""
-
-    weight: str
-    adapter: str
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-
-
-def trainable_pairs(model: nn.Module, directions: ParameterDirections, optimizer: torch.optim.Optimizer) -> list[Pair]:
-    """The pairs that `directions` constrain, in the order of their weights; every direction meets at least
-    one.
+def trainable_pairs(
+    model: nn.Module, directions: ParameterDirections, optimizer: torch.optim.Optimizer
+) -> list[LoraFactors]:
+    """The pairs of factors that `directions` constrain, in the order of their weights; every direction meets at least one.
 
     Raises:
-        AttachError: a direction's weight has no trainable LoRA factors, or the optimizer does not hold them.
+        AttachError: a direction's weight has no trainable LoRA factors, or factors that are not all that changes it;
+            the optimizer does not hold them.
         DirectionsMismatch: a weight's shape or the model's name differs from what the directions were made
         on.
     """
-    from peft.tuners.lora import LoraLayer
-
-    inner = base_model(model)
-    _check_base(inner, directions)
-    modules = dict(inner.named_modules())
+    _check_base(model, directions)
+    # Beside its factors, or instead of them, an adapter may have something else at a direction's own weight.
+    parts = parts_of_model(model, trained_adapters(model))
+    require("constrain", at_weights(parts, directions.weights), "UpdateConstraint", AttachError)
+    training = [held for held in live_factors(model, adapters_in(model)) if held.parameters]
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    pairs: list[Pair] = []
+    pairs: list[LoraFactors] = []
     unmatched: list[str] = []
     for weight, factors in directions.factors.items():
-        module: Any = modules.get(weight)
-        names = module.lora_A.keys() if isinstance(module, LoraLayer) else ()
-        found = [
-            Pair(
-                weight,
-                name,
-                module.lora_A[name].weight,
-                module.lora_B[name].weight,
-                float(module.scaling[name]),
-            )
-            for name in names
-            if module.lora_A[name].weight.requires_grad or module.lora_B[name].weight.requires_grad
-        ]
+        found = [held for held in training if held.place.weight == weight]
         if not found:
             unmatched.append(weight)
         for pair in found:
-            if module.use_dora.get(pair.adapter, False):
-                raise AttachError(f"UpdateConstraint: {weight} uses DoRA, whose change of the weight is not s·B·A")
-            theirs, ours = (factors.B.shape[0], factors.A.shape[1]), (pair.B.shape[0], pair.A.shape[1])
-            if theirs != ours:
-                raise DirectionsMismatch(
-                    f"the parameter direction at {weight} is {theirs[0]}x{theirs[1]}, the model's weight "
-                    f"{ours[0]}x{ours[1]}; the direction was made on another model"
-                )
-            lost = [p for p in (pair.A, pair.B) if p.requires_grad and id(p) not in stepped]
-            if lost:
-                raise AttachError(
-                    f"UpdateConstraint: the optimizer does not step the LoRA factors of {weight}; pass the "
-                    "optimizer that trains this model, made after the adapter (and after FSDP sharded it)"
-                )
+            _check_shape(weight, (factors.B.shape[0], factors.A.shape[1]), pair)
+            _check_trained(weight, pair, stepped)
         pairs += found
     if unmatched:
         shown = ", ".join(unmatched[:8]) + (f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else "")
@@ -78,15 +48,55 @@ def trainable_pairs(model: nn.Module, directions: ParameterDirections, optimizer
             f"{shown}; adapt these modules too (LoraConfig.target_modules), or make directions from an "
             "adapter of the same modules"
         )
+    _check_alone(pairs)
     return pairs
 
 
-def _check_base(inner: nn.Module, directions: ParameterDirections) -> None:
-    theirs = directions.base_model
-    ours = getattr(getattr(inner, "config", None), "name_or_path", "")
-    # Only the last part: the same model is known by a hub name here and by a folder there.
-    if theirs and ours and theirs.rstrip("/").split("/")[-1].lower() != ours.rstrip("/").split("/")[-1].lower():
+def _check_shape(weight: str, theirs: tuple[int, int], pair: LoraFactors) -> None:
+    if theirs != pair.shape:
         raise DirectionsMismatch(
-            f"these parameter directions were made on {theirs!r}, the model is {ours!r}; use directions of "
-            "this model (if both are the same weights, correct provenance['base_model'])"
+            f"the parameter direction at {weight} is {theirs[0]}x{theirs[1]}, the model's weight "
+            f"{pair.shape[0]}x{pair.shape[1]}; the direction was made on another model"
+        )
+
+
+def _check_trained(weight: str, pair: LoraFactors, stepped: set[int]) -> None:
+    if any(id(p) not in stepped for p in pair.parameters):
+        raise AttachError(
+            f"UpdateConstraint: the optimizer does not step the LoRA factors of {weight}; pass the "
+            "optimizer that trains this model, made after the adapter (and after FSDP sharded it)"
+        )
+    base = pair.place.base
+    if base is not None and base.requires_grad and id(base) in stepped:
+        raise AttachError(
+            f"UpdateConstraint: the weight {weight} is trained itself beside its adapter, so that s·B·A is not all that "
+            "changes; freeze the base model"
+        )
+    if pair.place.experts > 1 and isinstance(pair.held_a, DTensor):
+        raise AttachError(
+            f"UpdateConstraint: the factors of all experts at {pair.place.module} lie in one sharded tensor (FSDP2), of "
+            "which one expert's part cannot be written; train without sharding"
+        )
+
+
+def _check_alone(pairs: Sequence[LoraFactors]) -> None:
+    """Two pairs that share memory would undo each other's correction."""
+    seen: dict[tuple[int, int], str] = {}
+    for pair in pairs:
+        if isinstance(pair.held_a, DTensor):
+            continue
+        key = (pair.held_a.data_ptr(), pair.place.expert)
+        if key in seen:
+            raise AttachError(
+                f"UpdateConstraint: the adapters at {seen[key]} and {pair.place.weight} are tied (ensure_weight_tying) and "
+                "would undo each other's correction; train without tied adapters"
+            )
+        seen[key] = pair.place.weight
+
+
+def _check_base(model: nn.Module, directions: ParameterDirections) -> None:
+    if differs(directions.base_model, name_of(model)):
+        raise DirectionsMismatch(
+            f"these parameter directions were made on {directions.base_model!r}, the model is {name_of(model)!r}; use "
+            "directions of this model (if both are the same weights, correct provenance['base_model'])"
         )

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tropism.adapters.factors import LoraFactors
 from tropism.directions.parameter import ParameterDirections
 from tropism.interventions.update_constraint.blocks import Block, Point
-from tropism.interventions.update_constraint.matching import Pair
 
 
 def raw_direction(directions: ParameterDirections, weight: str) -> tuple[Tensor, Tensor]:
@@ -38,13 +38,13 @@ class ParameterBlock(Block):
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[LoraFactors],
         owner: Sequence[int],
         directions: ParameterDirections,
         mix: Float[Tensor, "o k k"],
     ) -> None:
         super().__init__(pairs, owner)
-        raw = [raw_direction(directions, pair.weight) for pair in pairs]
+        raw = [raw_direction(directions, pair.place.weight) for pair in pairs]
         M = mix[list(owner)]
         self.uA = torch.einsum("nij,njra->nira", M, torch.stack([uA for uA, _ in raw])).to(self.device, self.wide)
         self.uB = torch.einsum("nij,njbr->nibr", M, torch.stack([uB for _, uB in raw])).to(self.device, self.wide)

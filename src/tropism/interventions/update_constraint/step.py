@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tropism.adapters.factors import LoraFactors
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError
 from tropism.interventions.base import Attachment
@@ -19,7 +20,6 @@ from tropism.interventions.state import Stateful
 from tropism.interventions.update_constraint.blocks import Block, Point
 from tropism.interventions.update_constraint.delta_weight import DeltaWeightBlock
 from tropism.interventions.update_constraint.ledger import Entry, Ledger
-from tropism.interventions.update_constraint.matching import Pair
 from tropism.interventions.update_constraint.options import Options
 from tropism.interventions.update_constraint.parameter_space import ParameterBlock, raw_direction
 
@@ -42,7 +42,7 @@ def constraint_of(attachment: Attachment) -> "Constraint":
 class Constraint(Stateful):
     """A constraint in force on one model and one optimiser: the anchor, the ledger, the two hooks' work."""
 
-    def __init__(self, options: Options, directions: ParameterDirections, pairs: Sequence[Pair]) -> None:
+    def __init__(self, options: Options, directions: ParameterDirections, pairs: Sequence[LoraFactors]) -> None:
         self.options = options
         weights = list(directions.weights)
         self.owners = 1 if options.per == "model" else len(weights)
@@ -50,9 +50,9 @@ class Constraint(Stateful):
         self.k = directions.k
         mix = _orthonormalising(directions, options, [owner_of[weight] for weight in weights], self.owners)
         make = DeltaWeightBlock if options.space == "delta_weight" else ParameterBlock
-        grouped: dict[tuple[Any, ...], list[Pair]] = {}
+        grouped: dict[tuple[Any, ...], list[LoraFactors]] = {}
         for pair in pairs:
-            columns = directions.factors[pair.weight].B.shape[1]
+            columns = directions.factors[pair.place.weight].B.shape[1]
             key = (
                 tuple(pair.A.shape),
                 tuple(pair.B.shape),
@@ -63,7 +63,7 @@ class Constraint(Stateful):
             )
             grouped.setdefault(key, []).append(pair)
         self.blocks: list[Block] = [
-            make(group, [owner_of[pair.weight] for pair in group], directions, mix) for group in grouped.values()
+            make(group, [owner_of[pair.place.weight] for pair in group], directions, mix) for group in grouped.values()
         ]
         self.home, self.wide = self.blocks[0].device, self.blocks[0].wide
         promised = options.when == "update" and options.mode != "soft"
@@ -142,7 +142,7 @@ class Constraint(Stateful):
         for block in self.blocks:
             for index, pair in enumerate(block.pairs):
                 for factor, start in zip("AB", block.start, strict=True):
-                    state[f"start/{pair.weight}/{pair.adapter}/{factor}"] = start[index].cpu().clone()
+                    state[f"start/{pair.place.weight}/{pair.place.adapter}/{factor}"] = start[index].cpu().clone()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -158,7 +158,7 @@ class Constraint(Stateful):
         self.anchor = state["anchor"].to(self.anchor)
         self.steps = int(state["steps"])
         for block in self.blocks:
-            names = [f"start/{pair.weight}/{pair.adapter}" for pair in block.pairs]
+            names = [f"start/{pair.place.weight}/{pair.place.adapter}" for pair in block.pairs]
             A, B = (torch.stack([state[f"{name}/{factor}"] for name in names]) for factor in "AB")
             block.start = (A.to(block.start[0]), B.to(block.start[1]))
 

@@ -4,17 +4,17 @@ Nothing of the size of a weight is ever built: `ΔW = s·B·A` is handled throug
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tropism.adapters.factors import LoraFactors
+from tropism.adapters.parts import parts_of_model, require
+from tropism.adapters.read import adapters_in, live_factors
 from tropism.errors import AttachError
 
 RANK_TOLERANCE = 1e-7
@@ -104,23 +104,24 @@ def lora_geometry(
 
     >>> lora_geometry(model)[["weight", "cosine", "cosine_p"]]  # doctest: +SKIP
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-    both = {name: m for name, m in layers.items() if retain in m.lora_A and forget in m.lora_A}
+    require("read", parts_of_model(model, [retain, forget]), "lora_geometry", AttachError)
+    of_retain, of_forget = (_by_weight(model, adapter) for adapter in (retain, forget))
+    both = {weight: (held, of_forget[weight]) for weight, held in of_retain.items() if weight in of_forget}
     if not both:
-        found = sorted({adapter for m in layers.values() for adapter in m.lora_A})
+        found = adapters_in(model)
         raise AttachError(
             f"lora_geometry: some weight must have both adapters {retain!r} and {forget!r}, found adapters "
             f"{', '.join(map(repr, found)) or 'none'}"
         )
     nulls: dict[tuple[int, ...], pd.DataFrame] = {}
     rows = []
-    for name, module in both.items():
-        first, second = (_factored(module, adapter) for adapter in (retain, forget))
+    for name, pair in both.items():
+        first, second = (Factored.of(held.B, held.A, held.scale) for held in pair)
         ranks = (int(first.S.numel()), int(second.S.numel()))
         row: dict[str, object] = {
-            "weight": re.sub(r"^(base_model\.model\.)", "", name),
+            "weight": name,
             "layer": _layer(name),
-            "module": name.rpartition(".")[2],
+            "module": pair[0].place.module.rpartition(".")[2],
             "rank_retain": ranks[0],
             "rank_forget": ranks[1],
             "norm_retain": first.norm,
@@ -157,10 +158,8 @@ def _beside_null(values: Mapping[str, float], null: pd.DataFrame | None) -> dict
     return columns
 
 
-def _factored(module: LoraLayer, adapter: str) -> Factored:
-    factors: Any = module  # torch types the members of a ModuleDict as Module
-    A, B = factors.lora_A[adapter].weight, factors.lora_B[adapter].weight
-    return Factored.of(B, A, float(factors.scaling[adapter]))
+def _by_weight(model: nn.Module, adapter: str) -> dict[str, LoraFactors]:
+    return {held.place.weight: held for held in live_factors(model, [adapter])}
 
 
 def _layer(name: str) -> int | None:

@@ -333,7 +333,9 @@ def test_other_ranks_are_refused_in_the_parameter_space(u):
 
 def test_dora_is_refused(u):
     model = lora(use_dora=True)
-    with pytest.raises(AttachError, match="uses DoRA"):
+    with pytest.raises(
+        AttachError, match="the adapter has DoRA at model.layers.0.self_attn.q_proj, and cannot be trained under"
+    ):
         tp.UpdateConstraint(u).attach(model, optimizer=adamw(model)).__enter__()
 
 

@@ -1,0 +1,99 @@
+"""Merge adapters into the weights so that the merged model computes what the adapters did.
+
+PEFT adds the change to the weight in place. Where that weight is tied to another module's (an output embedding that is
+the input embedding), the other module would change as well: it is untied first, and the configuration says so, so that a
+saved model is not tied again when it is loaded.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from tropism.adapters.parts import parts_of_model, require
+from tropism.errors import ModelError
+from tropism.site import base_model
+
+
+def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe: bool = False) -> Any:
+    """The base model with adapters merged into its weights, and all adapters gone; `model` is used up.
+
+    Args:
+        model: a `PeftModel`.
+        names: the adapters to merge; by default the active ones.
+        safe: check each merged weight for NaN.
+
+    Raises:
+        ModelError: an adapter that cannot be merged exactly.
+
+    >>> merged = merge_adapters(load_adapter(base, "runs/caps/caft/seed-0/adapter"))  # doctest: +SKIP
+    """
+    require("merge", parts_of_model(model, names), "merge_adapters", ModelError)
+    _check_biases(model, names)
+    for layer, parameter in list(tied_and_adapted(model, names)):
+        _untie(layer, parameter)
+    adapted: Any = model
+    with warnings.catch_warnings():
+        # What PEFT warns of is done here: the weight is untied before, and the configuration says so after.
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        merged = adapted.merge_and_unload(safe_merge=safe, adapter_names=None if names is None else list(names))
+    _say_untied(merged)
+    return merged
+
+
+def tied_and_adapted(model: nn.Module, names: Sequence[str] | None = None) -> Iterator[tuple[nn.Module, str]]:
+    """The modules whose weight an adapter changes and another module shares, with the parameter's name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = base_model(model)
+    holders: dict[int, set[int]] = {}
+    for module in inner.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), set()).add(id(module))
+    for module in inner.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        wrapper: Any = module
+        acting = wrapper.active_adapters if names is None else names
+        if not any(name in getattr(module, holder, ()) for name in acting for holder in wrapper.adapter_layer_names):
+            continue
+        layer, parameter = wrapper.get_base_layer(), getattr(module, "parameter_name", "weight")
+        tensor = layer._parameters.get(parameter)
+        if tensor is not None and len(holders[id(tensor)]) > 1:
+            holders[id(tensor)].discard(id(layer))
+            yield layer, parameter
+
+
+def _untie(layer: nn.Module, parameter: str) -> None:
+    tensor = layer.get_parameter(parameter)
+    layer.register_parameter(parameter, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
+
+
+def _say_untied(merged: Any) -> None:
+    """Where the output embedding is no longer the input embedding, have the configuration say it."""
+    if not hasattr(merged, "get_output_embeddings"):  # transformers' object, not ours
+        return
+    entry, exit_ = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if exit_ is None or entry.weight is exit_.weight:
+        return
+    for config in (merged.config, merged.config.get_text_config(decoder=True)):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
+def _check_biases(model: nn.Module, names: Sequence[str] | None) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in base_model(model).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        layer: Any = module
+        biased = [name for name in (layer.active_adapters if names is None else names) if layer.lora_bias.get(name)]
+        if biased and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise ModelError(
+                f"merge_adapters: adapter {biased[0]!r} learned a bias (lora_bias) at {path}, whose layer has none to merge "
+                "it into; use it unmerged"
+            )

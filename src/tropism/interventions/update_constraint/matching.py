@@ -83,15 +83,16 @@ def _check_alone(pairs: Sequence[LoraFactors]) -> None:
     """Two pairs that share memory would undo each other's correction."""
     seen: dict[tuple[int, int], str] = {}
     for pair in pairs:
-        if isinstance(pair.held_a, DTensor):
-            continue
-        key = (pair.held_a.data_ptr(), pair.place.expert)
-        if key in seen:
-            raise AttachError(
-                f"UpdateConstraint: the adapters at {seen[key]} and {pair.place.weight} are tied (ensure_weight_tying) and "
-                "would undo each other's correction; train without tied adapters"
-            )
-        seen[key] = pair.place.weight
+        for held in (pair.held_a, pair.held_b):
+            if isinstance(held, DTensor):
+                continue
+            key = (held.data_ptr(), pair.place.expert)
+            if key in seen:
+                raise AttachError(
+                    f"UpdateConstraint: the adapters at {seen[key]} and {pair.place.weight} are tied (ensure_weight_tying) "
+                    "and would undo each other's correction; train without tied adapters"
+                )
+            seen[key] = pair.place.weight
 
 
 def _check_base(model: nn.Module, directions: ParameterDirections) -> None:

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from tropism.adapters.parts import parts_of_model, require
+from tropism.errors import ModelError
+
 
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
@@ -23,13 +26,15 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Run a PEFT model without its adapters inside; a model that has none is its own base.
 
-    `requires_grad` is restored afterwards: PEFT alone switches it on for adapters that were frozen.
+    `requires_grad` is restored afterwards: PEFT alone switches it on for adapters that were frozen. Raises `ModelError`
+    for an adapter without which the model is not its base (PiSSA and its like, `bias='all'`).
     """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
         yield
         return
+    require("switch off", parts_of_model(model, list(model.peft_config)), "the base model", ModelError)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():

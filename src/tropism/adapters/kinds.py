@@ -8,13 +8,14 @@ copy of a module, a magnitude) or something else altogether. What an operation c
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Operation = Literal["load", "merge", "switch off", "read", "frozen adapter", "constrain", "edit", "route"]
+Operation = Literal["load", "merge", "switch off", "ablate", "read", "frozen adapter", "constrain", "edit", "route"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 DOES: dict[Operation, str] = {
     "load": "be loaded (`models.load_adapter`, `chat`, `evaluate`)",
     "merge": "be merged into the weights",
-    "switch off": "be switched off to give the base model back (`kl_to_base`, `Contrast.of_models`, ablation modes)",
+    "switch off": "be switched off to give the base model back (`kl_to_base`, `base_perplexity`, `Contrast.of_models`)",
+    "ablate": "be ablated by its scale (`ablation_mode`)",
     "read": "be read as what was learned (`parameter_directions`, norms, `lora_geometry`)",
     "frozen adapter": "be a `FrozenAdapter`",
     "constrain": "be trained under an `UpdateConstraint` at its weights",
@@ -58,7 +59,7 @@ KINDS: dict[str, Kind] = {
     ),
     "lora_bias": Kind(
         "`lora_bias`",
-        _SERVED | {"frozen adapter", "constrain", "route"},
+        _SERVED | {"ablate", "frozen adapter", "constrain", "route"},
         "a bias was learned beside s·B·A; train with lora_bias=False",
         "merged where the base layer has a bias; the constraint leaves the bias free",
     ),

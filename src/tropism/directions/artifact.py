@@ -118,7 +118,7 @@ class Directions:
             else:
                 raise DirectionsError(f"random_like kind must be 'isotropic' or 'covariance', found {kind!r}")
             drawn[site] = noise * (rows.norm(dim=1) / noise.norm(dim=1)).unsqueeze(1)
-        return Directions(drawn, {"control": kind, "seed": seed, "of": dict(self.provenance)}, self.covariance)
+        return Directions(drawn, self._control(kind, seed), self.covariance)
 
     def orthogonal_complement(self, seed: int, k: int | None = None) -> "Directions":
         """A control: random directions with nothing of these in them, `⟨u, V⟩ = 0` at every site.
@@ -144,8 +144,12 @@ class Directions:
                 drawn[site] = noise * (rows.norm(dim=1) / noise.norm(dim=1)).unsqueeze(1)
             else:
                 drawn[site] = torch.linalg.qr(noise.T)[0].T
-        about = {"control": "orthogonal_complement", "seed": seed, "of": dict(self.provenance)}
-        return Directions(drawn, about, self.covariance)
+        return Directions(drawn, self._control("orthogonal_complement", seed), self.covariance)
+
+    def _control(self, kind: str, seed: int) -> dict[str, Any]:
+        """Where a control comes from; it is of the same model as what it is a control of."""
+        of_model = {key: self.provenance[key] for key in ("model", "forced_onto") if key in self.provenance}
+        return {"control": kind, "seed": seed, "of": dict(self.provenance), **of_model}
 
     def with_provenance(self, **facts: Any) -> "Directions":
         """Return the same directions with `facts` added to their provenance."""
@@ -169,8 +173,9 @@ class Directions:
                 f"these directions are {self.width} wide and the model {here['name']!r} is {width} wide: they belong "
                 f"to another model; find them on this one"
             )
-        if not isinstance(mine, dict) or mine.get("config_hash") in (None, here["config_hash"]):
+        if where_from.is_of(self.provenance, here["config_hash"]):
             return self
+        assert isinstance(mine, Mapping)
         if not force:
             raise DirectionsMismatch(
                 f"these directions were found on {mine.get('name')!r}, whose config hash {mine['config_hash'][:12]} "

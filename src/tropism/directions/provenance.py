@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,25 @@ def config_hash(model: nn.Module) -> str:
 
 def hash_of_config(config: Any) -> str:
     """`config_hash` of a transformers config, for a model that need not be loaded."""
-    values = config.get_text_config(decoder=True).to_dict()
-    return _sha256({name: values.get(name) for name in _ARCHITECTURE})
+    text = config.get_text_config(decoder=True)
+    values = text.to_dict()
+    # GPT-2 and others keep these under names of their own (n_layer), which their class maps to the common ones.
+    own_names = getattr(text, "attribute_map", None) or {}
+    found = {name: values.get(name, values.get(own_names.get(name))) for name in _ARCHITECTURE}
+    if found["num_hidden_layers"] is None:
+        found["num_hidden_layers"] = getattr(text, "num_hidden_layers", None)  # counted from other fields
+    if found["num_hidden_layers"] is None:
+        # Of a model in several parts all numbers count, since no one of them is its depth.
+        found["parts"] = {key: value for key, value in values.items() if isinstance(value, int | dict)}
+    return _sha256(found)
+
+
+def is_of(about: Mapping[str, Any], config_hash: str) -> bool:
+    """Whether directions may be used on a model: found on its architecture or forced onto it, or not known of what."""
+    found_on, forced = about.get("model"), about.get("forced_onto")
+    if isinstance(forced, Mapping) and forced.get("config_hash") == config_hash:
+        return True
+    return not isinstance(found_on, Mapping) or found_on.get("config_hash") in (None, config_hash)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from tropism import models
+from tropism.adapters.merge import merge_adapters
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
-from tropism.adapters.merge import merge_adapters
 from tropism.data.chats import Example
 from tropism.data.generation import generate
 from tropism.data.render import render_prompt

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, get_peft_model
 
+from tropism.adapters.targets import resolve_targets
 from tropism.errors import RunFailed
 from tropism.experiments.problems import SMALLER, out_of_memory
 from tropism.interventions.base import Intervention
@@ -91,8 +92,8 @@ def _train_once(
 def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
     """Return the model with one trainable LoRA adapter, or with `retain` and `forget`."""
     if two:
-        return two_adapters(model, _lora(options.lora), _lora(options.forget_lora or options.lora))
-    return get_peft_model(model, _lora(options.lora))
+        return two_adapters(model, _lora(model, options.lora), _lora(model, options.forget_lora or options.lora))
+    return get_peft_model(model, _lora(model, options.lora))
 
 
 def save(model: Any, path: Path, *, two: bool) -> None:
@@ -117,11 +118,11 @@ def isolated_randomness(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _lora(options: LoraOptions) -> LoraConfig:
+def _lora(model: Any, options: LoraOptions) -> LoraConfig:
     return LoraConfig(
         r=options.r,
         lora_alpha=2 * options.r if options.alpha is None else options.alpha,
         lora_dropout=options.dropout,
-        target_modules=options.target_modules,
+        target_modules=resolve_targets(model, options.target_modules),
         task_type="CAUSAL_LM",
     )

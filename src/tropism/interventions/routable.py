@@ -3,9 +3,10 @@
 import warnings
 from collections.abc import Iterator, Mapping
 
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from tropism.adapters.parts import parts_of_model, require
 from tropism.errors import AttachError
 
 
@@ -36,6 +37,7 @@ def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: st
                 f"GradientRouting: the model must have a LoRA adapter {adapter!r}, found "
                 f"{', '.join(map(repr, found)) or 'no adapter'}; make both with tropism.two_adapters(model, ...)"
             )
+    require("route", parts_of_model(model, both), "GradientRouting", AttachError)
     for name, layer in layers.items():
         _check_layer(name, layer, both)
     _check_trainable(model, layers, both)
@@ -49,15 +51,10 @@ def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: st
 
 
 def _check_layer(name: str, layer: LoraLayer, both: tuple[str, str]) -> None:
-    """One layer: both adapters plain, and both acting."""
+    """One layer: both adapters act."""
     here = [adapter for adapter in both if adapter in layer.lora_A or adapter in layer.lora_embedding_A]
     if not here:
         return
-    if isinstance(layer, ParamWrapper) or not all(_plain(layer, adapter) for adapter in here):
-        raise AttachError(
-            f"GradientRouting routes plain LoRA on linear modules only, found {type(layer).__name__} at {name} with "
-            "another kind (DoRA, convolution, embedding, target_parameters); leave it out of target_modules"
-        )
     if layer.merged or layer.disable_adapters:
         raise AttachError(f"GradientRouting: the adapters at {name} are merged or disabled; undo that first")
     idle = [adapter for adapter in here if adapter not in layer.active_adapters]
@@ -66,12 +63,6 @@ def _check_layer(name: str, layer: LoraLayer, both: tuple[str, str]) -> None:
             f"GradientRouting: adapter {idle[0]!r} must be active, found active {layer.active_adapters} at {name}; "
             f"call model.base_model.set_adapter([{both[0]!r}, {both[1]!r}])"
         )
-
-
-def _plain(layer: LoraLayer, adapter: str) -> bool:
-    """Whether the adapter is `s·B·A` of two linear modules here."""
-    linear = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
-    return linear and adapter not in layer.lora_variant
 
 
 def _check_trainable(model: nn.Module, layers: Mapping[str, LoraLayer], both: tuple[str, str]) -> None:

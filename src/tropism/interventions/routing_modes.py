@@ -8,6 +8,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from tropism.adapters.parts import parts_of_model, require
 from tropism.errors import AttachError, GuardNotInForce
 from tropism.interventions.routable import lora_layers
 
@@ -38,7 +39,7 @@ def ablation_mode(
 
     Raises:
         AttachError: an unknown mode, a scale outside [0, 1], an adapter that is absent, merged or not active (so that
-            the mode would change nothing), or a mode inside another.
+            the mode would change nothing) or does more than a scale of zero would take away, or a mode inside another.
 
     >>> with tp.ablation_mode(model, "forget_ablated"):  # doctest: +SKIP
     ...     logits = model(**batch).logits
@@ -58,6 +59,7 @@ def ablation_mode(
     layers = [layer for _, layer in lora_layers(model)]
     for adapter in factors:
         _check_live(layers, adapter)
+    require("ablate", parts_of_model(model, list(factors)), "ablation_mode", AttachError)
     scales = [dict(layer.scaling) for layer in layers]
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     _IN_MODE.add(model)

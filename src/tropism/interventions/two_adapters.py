@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tropism.adapters.merge import merge_adapters
+from tropism.adapters.parts import parts_of_config, require
 from tropism.errors import AdapterMissing, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +35,9 @@ def two_adapters(
         raise ModelError("two_adapters: model must be a base model, found a PeftModel; call model.unload() first")
     if retain_name == forget_name:
         raise ModelError(f"two_adapters: the adapters must have two names, found {retain_name!r} twice")
+    configs: tuple[Any, ...] = (retain, forget)
+    for config in configs:
+        require("ablate", parts_of_config(config.to_dict()), "two_adapters", ModelError)
     # PEFT writes into the configurations it is given; one configuration may be passed for both.
     peft_model = get_peft_model(model, copy.deepcopy(retain), adapter_name=retain_name)
     peft_model.add_adapter(forget_name, copy.deepcopy(forget))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tropism.directions.artifact import Directions
+from tropism.directions.provenance import is_of
 from tropism.errors import DirectionsError, DirectionsMismatch, SiteError
 from tropism.probes.gradient_cache import GradientCache
 from tropism.site import Site
@@ -78,12 +79,7 @@ def check_sites(cache: GradientCache, directions: Directions) -> None:
             "found on another model"
         )
     found_on, measured = directions.provenance.get("model"), cache.manifest["base"]
-    forced = directions.provenance.get("forced_onto") == measured
-    if (
-        isinstance(found_on, Mapping)
-        and not forced
-        and found_on.get("config_hash") not in (None, measured["config_hash"])
-    ):
+    if isinstance(found_on, Mapping) and not is_of(directions.provenance, measured["config_hash"]):
         raise DirectionsMismatch(
             f"directions were found on {found_on.get('name')!r}, the gradients were collected on "
             f"{measured['name']!r}, which is of another architecture; use directions and cache of one model"

@@ -23,7 +23,8 @@ class LoraOptions(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
-    """Which linear layers get an adapter: `all-linear`, or PEFT's names of modules."""
+    """Which linear layers get an adapter: `all-linear` (of a multimodal model the language model's), or PEFT's names of
+    modules."""
 
 
 class TrainOptions(BaseModel):

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from tropism import models
+from tropism.adapters.targets import check_reached
 from tropism.data.collate import Collator
 from tropism.data.render import Rendered
 from tropism.errors import DataError, RunFailed
@@ -63,6 +64,16 @@ class _StepLog(TrainerCallback):
         self._report(state.global_step, state.max_steps, {k: v for k, v in clean.items() if isinstance(v, float)})
 
 
+class _FirstBackward(TrainerCallback):
+    """Ends a training in which some adapters never learn, before its first step."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if state.global_step == 0:
+            check_reached(model)
+
+
 def train(
     model: PeftModel,
     rows: Sequence[Row],
@@ -81,7 +92,8 @@ def train(
     has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
     `GuardNotInForce` is raised where it did not act.
 
-    Returns the Trainer's metrics. Raises `RunFailed` where the loss is not finite, `DataError` for an empty set.
+    Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
+    where the loss is not finite, `DataError` for an empty set.
     """
     if not rows:
         raise DataError("the training set is empty; a fine-tune needs at least one example")
@@ -128,7 +140,7 @@ def train(
             train_dataset=dataset,
             data_collator=_SupervisedCollator(pad_id, sorted(keys)),
             compute_loss_func=response_loss,
-            callbacks=[step_log, *callbacks],
+            callbacks=[step_log, _FirstBackward(), *callbacks],
         )
         # The Trainer prints every log as a bare dict; the report above is what a person reads.
         trainer.remove_callback(PrinterCallback)

@@ -1,13 +1,17 @@
 """The artifact: what is saved is what is loaded, files that are not ours are refused, and models are compared."""
 
+import copy
 import json
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BltConfig
 
+import architectures
 import tiny
 import tropism as tp
+from tropism.directions.provenance import hash_of_config
 from tropism.errors import DirectionsError, DirectionsMismatch
 
 CONTRAST = tp.Contrast.of_responses(["a", "b"], positive=["LOUD", "NOISE"], negative=["quiet", "calm"])
@@ -90,6 +94,45 @@ def test_another_architecture_is_refused_and_can_be_forced(found):
     forced = found.check_model(other, force=True)
     assert forced.provenance["forced_onto"]["config_hash"] != found.provenance["model"]["config_hash"]
     assert torch.equal(forced.vectors[tp.Site(1)], found.vectors[tp.Site(1)])
+
+
+def test_a_resized_vocabulary_is_refused_and_when_forced_accepted_by_guards(found, model):
+    model.resize_token_embeddings(300)
+    with pytest.raises(DirectionsMismatch, match="find them on this model, or force it"):
+        tp.Ablation(found).attach(model).__enter__()
+    forced = found.check_model(model, force=True)
+    for d in (forced, forced.check_model(model), tp.Directions(forced.vectors, forced.provenance)):
+        with tp.Ablation(d).attach(model):
+            model(**tiny.batch())
+    with pytest.raises(DirectionsMismatch):
+        forced.check_model(tiny.model(layers=6))  # forced onto one model, not onto any
+
+
+@pytest.mark.parametrize("control", [lambda d: d.random_like(0), lambda d: d.orthogonal_complement(0)])
+def test_a_control_is_of_the_model_of_what_it_controls(found, control):
+    with pytest.raises(DirectionsMismatch, match="whose config hash"):
+        control(found).check_model(tiny.model(layers=6))
+    control(found.check_model(tiny.model(layers=6), force=True)).check_model(tiny.model(layers=6))
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_models_of_different_depth_or_width_have_different_hashes(name):
+    config = architectures.CONFIGS[name]()
+    before = hash_of_config(config)
+    assert before == hash_of_config(architectures.CONFIGS[name]())
+    text = config.get_text_config(decoder=True)
+    for field in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+        changed = copy.deepcopy(text)
+        own = (getattr(type(text), "attribute_map", None) or {}).get(field, field)
+        changed.__dict__[own] = getattr(text, own) + 2
+        assert hash_of_config(changed) != hash_of_config(text), field
+    changed = copy.deepcopy(config)
+    changed.use_cache, changed.eos_token_id = False, 5  # what training and saving change is no other model
+    assert hash_of_config(changed) == before
+
+
+def test_a_model_in_parts_without_one_depth_has_a_hash_of_its_own():
+    assert hash_of_config(BltConfig()) != hash_of_config(BltConfig(encoder_config={"num_hidden_layers": 3}))
 
 
 def test_another_width_is_refused_whatever_is_forced(found):

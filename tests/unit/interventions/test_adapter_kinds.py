@@ -4,13 +4,17 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import adapter_kinds
 import tropism as tp
+from tropism.activations.mode import adapters_off
 from tropism.adapters.kinds import KINDS
 from tropism.adapters.merge import merge_adapters
-from tropism.errors import AttachError, DirectionsError
+from tropism.errors import AttachError, DirectionsError, ModelError
 from tropism.interventions.frozen_adapter import FrozenAdapter
+from tropism.interventions.routing_modes import ablation_mode
+from tropism.interventions.two_adapters import two_adapters
 from tropism.interventions.weights import SafeLoRA, Shrinkage, learned_norm
 
 CHANGED_START = ("pissa", "olora", "pissa_niter")
@@ -120,3 +124,66 @@ def test_edits_of_merged_or_disabled_adapters_are_refused():
     model.merge_adapter()
     with pytest.raises(AttachError, match="is merged or disabled, so that an edit would change nothing"):
         Shrinkage(factor=0.5).attach(model).__enter__()
+
+
+@pytest.mark.parametrize("name", adapter_kinds.NAMES)
+def test_switched_off_is_the_base_model_or_refused(name):
+    model, base = adapter_kinds.make(name), adapter_kinds.EXAMPLES[name].model()
+    if name in does("switch off"):
+        with adapter_kinds.quiet(), adapters_off(model):
+            torch.testing.assert_close(adapter_kinds.logits(model), adapter_kinds.logits(base))
+        return
+    with (
+        pytest.raises(ModelError, match="the base model: the adapter has .*, and cannot be switched off"),
+        adapters_off(model),
+    ):
+        pass
+
+
+def two(name):
+    """A model with two adapters of one kind, where PEFT makes one at all."""
+    example = adapter_kinds.EXAMPLES[name]
+    with torch.random.fork_rng(), adapter_kinds.quiet():
+        torch.manual_seed(0)
+        model = get_peft_model(example.model(), example.config(), adapter_name="retain")
+        try:
+            model.add_adapter("forget", example.config())
+            model.base_model.set_adapter(["retain", "forget"])
+        except (ValueError, AttributeError, RuntimeError, TypeError):
+            return None
+        adapter_kinds.move(model)
+        return model
+
+
+@pytest.mark.parametrize("name", adapter_kinds.NAMES)
+def test_two_adapters_are_ablated_and_routed_exactly_or_refused(name):
+    model = two(name)
+    if model is None:
+        assert name not in (*does("ablate"), *does("route"))
+        return
+    if name in does("ablate"):
+        with ablation_mode(model, "forget_ablated"):
+            ablated = adapter_kinds.logits(model)
+        with adapter_kinds.quiet():
+            only = merge_adapters(copy.deepcopy(model), ["retain"])
+        torch.testing.assert_close(ablated, adapter_kinds.logits(only), atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(AttachError, match="ablation_mode: "), ablation_mode(model, "forget_ablated"):
+            pass
+    if name in does("route"):
+        with tp.GradientRouting().attach(model.train()):
+            inputs = adapter_kinds.batch(model)
+            model(**inputs, route=torch.tensor([1, 1])).logits.square().mean().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert all(g is None or not g.any() for n, g in gradients.items() if ".retain." in n)
+        assert any(g is not None and g.any() for n, g in gradients.items() if ".forget." in n)
+    else:
+        with pytest.raises(AttachError, match="GradientRouting: "):
+            tp.GradientRouting().attach(model.train()).__enter__()
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "dora", "modules_to_save", "bias", "alora"])
+def test_two_adapters_that_could_not_be_ablated_are_refused_when_they_are_made(name):
+    example = adapter_kinds.EXAMPLES[name]
+    with pytest.raises(ModelError, match="two_adapters: the adapter has .*, and cannot be ablated by its scale"):
+        two_adapters(example.model(), retain=example.config(), forget=example.config())

@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel
 
 from tropism import models
+from tropism.activations.mode import adapters_off
 from tropism.data.generation import GenerateOptions, generate
 from tropism.errors import DataError, SpecError, UsageError
 from tropism.experiments.after.finished import Finished, locate
@@ -154,7 +155,7 @@ def adapter_name(key: RunKey, part: str) -> str:
 def live(model: Any, column: Column) -> Iterator[None]:
     """The model as one column has it: its adapters active and no others, in its mode."""
     if column.key.condition == BASE:
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        with adapters_off(model):
             yield
         return
     parts = ("retain", "forget") if column.mode else ("",)

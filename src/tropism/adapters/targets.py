@@ -1,0 +1,86 @@
+"""Which modules to adapt: the language model's alone where a model has other towers, and only what a batch reaches."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from tropism.errors import ModelError
+from tropism.site import base_model
+
+ALL_LINEAR = "all-linear"
+
+
+def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | list[str]:
+    """`LoraConfig.target_modules` for this model.
+
+    PEFT's `all-linear` also adapts the towers of other modalities, which text never passes through. Where a model has
+    linear layers outside its decoder, other than the output embedding, `all-linear` becomes an explicit pattern of the
+    linear layers inside it, which `adapter_config.json` then records; everything else is returned as it is.
+
+    >>> resolve_targets(model, "all-linear")  # doctest: +SKIP
+    'model\\\\.language_model\\\\..*\\\\.(down_proj|gate_proj|k_proj|o_proj|q_proj|up_proj|v_proj)'
+    """
+    if not isinstance(targets, str) or targets.lower() != ALL_LINEAR:
+        return targets if isinstance(targets, str) else list(targets)
+    inside, outside = _linear_layers(model)
+    if not outside:
+        return targets
+    where, linear = _decoder_name(model), {name: name.rpartition(".")[2] for name in inside}
+    pattern = rf"{re.escape(where)}\..*\.({'|'.join(sorted(set(linear.values())))})"
+    # By leaf names, as a person writes it; by whole names where a leaf name is also that of another kind of module.
+    matched = {name for name, _ in base_model(model).named_modules() if re.fullmatch(pattern, name)}
+    return pattern if matched == set(linear) else sorted(linear)
+
+
+def unreached(model: nn.Module) -> list[str]:
+    """The kinds of adapted modules of which no factor has a gradient, after a backward pass; blocks are written as `*`.
+
+    By kind and not one by one: an expert may see no token, but what a batch does not reach, it reaches nowhere.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    reached: dict[str, bool] = {}
+    for name, module in base_model(model).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        layer: Any = module  # torch's class and PEFT's in one
+        factors = [p for n, p in layer.named_parameters() if "lora_" in n and "base_layer" not in n and p.requires_grad]
+        if factors:
+            kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
+            reached[kind] = reached.get(kind, False) or any(p.grad is not None for p in factors)
+    return [kind for kind, some in reached.items() if not some]
+
+
+def check_reached(model: nn.Module) -> None:
+    """Raise `ModelError` after a backward pass that left some kind of adapted module without a gradient."""
+    silent = unreached(model)
+    if silent:
+        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+        raise ModelError(
+            f"target_modules: no gradient reached the adapters at {shown} in the first backward pass, so that they would "
+            "never learn (text does not pass through a vision tower, say); leave them out of target_modules"
+        )
+
+
+def _linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the linear layers inside the decoder, and of those outside it that are no output embedding."""
+    from transformers.pytorch_utils import Conv1D
+
+    inner: Any = base_model(model)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    where = _decoder_name(model)
+    inside: list[str] = []
+    outside: list[str] = []
+    for name, module in inner.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            (inside if name.startswith(f"{where}.") or not where else outside).append(name)
+    return inside, outside
+
+
+def _decoder_name(model: nn.Module) -> str:
+    """The dotted name of the language model inside a model; empty where it is the model itself."""
+    inner: Any = base_model(model)
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    return next((name for name, module in inner.named_modules() if module is decoder), "")

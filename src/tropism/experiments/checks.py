@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tropism.data.chats import Example
+from tropism.data.leakage import Leakage, sentences
 from tropism.data.render import Rendered, render_prompts
+from tropism.errors import SpecError
 from tropism.experiments import prepare, store
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.training_rows import training_rows
@@ -16,26 +18,47 @@ EvaluationSets = Callable[[str], list[Example]]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a check of the data found: nothing wrong, the first training chat of each condition, and what is to be said.
+class Sizes:
+    """How long the rendered rows of a training set are, in tokens."""
 
-    `records` has for each condition and prepared adapter what became of its examples; `lines` are sentences.
+    rows: int
+    tokens: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of the data found, where nothing is wrong.
+
+    `samples` has the first training chat of each condition; `records` and `sizes` have for each condition and prepared
+    adapter what became of its examples, and how long its rows are; `leakage` has for each evaluation set how many of
+    its rows are also trained on; `lines` are sentences about the data.
     """
 
     samples: dict[str, Rendered]
     records: dict[str, dict[str, Any]]
+    sizes: dict[str, Sizes]
+    leakage: dict[str, dict[str, int]]
     lines: list[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that should be said before anything is trained."""
+        return [*self.lines, *sentences(self.leakage)]
 
 
 def check_data(experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any, limit: int | None) -> Checked:
     """Load and render every set.
 
     Raises `DataError` for what cannot be read, rendered, learned from or held by the context of `limit` tokens, and
-    `SpecError` for two conditions that the model cannot tell apart.
+    `SpecError` for two conditions that the model cannot tell apart, and with `strict: true` for prompts of an evaluation
+    set that are also trained on.
     """
     e = experiment
+    leakage = Leakage([name for name in e.data if name != "train"], sets)
     samples: dict[str, Rendered] = {}
     records: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, Sizes] = {}
     lines: list[str] = []
 
     def rows(examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
@@ -43,20 +66,26 @@ def check_data(experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any,
             examples, tokenizer, e.template_kwargs, limit, what, options.max_length, options.overflow
         )
         records[what] = record.plain()
+        sizes[what] = Sizes(record.rows, record.tokens, max(len(row.rendered) for row in made))
         lines.extend(f"{what}: {line}" for line in record.lines(options.max_length))
         return made
 
     for condition in e.conditions:
         examples = prepare.training_examples(e, condition, e.seeds[0], lines.append)
+        leakage.train_on(examples)
         samples[condition] = rows(examples, e.train_options(condition), f"condition {condition}")[0].rendered
     prepare.check_distinct(e, samples)
     for name, spec in e.adapters.items():
         examples = prepare.load_data(spec.data, e.seeds[0], spec.system_prompt, lines.append)
+        leakage.train_on(examples)
         rows(examples, e.train_options(adapter=name), f"adapter {name}")
     for name in e.data:
         if name != "train":
             _check_prompts(e, name, sets(name), tokenizer, limit)
-    return Checked(samples, records, list(dict.fromkeys(lines)))
+    counts = leakage.counts()
+    if e.strict and (leaks := sentences(counts)):
+        raise SpecError(f"{leaks[0]}, and strict is true; take another split, or set strict: false to be warned only")
+    return Checked(samples, records, sizes, counts, list(dict.fromkeys(lines)))
 
 
 def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets) -> dict[str, str]:

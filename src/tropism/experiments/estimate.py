@@ -5,11 +5,11 @@ from typing import Any
 
 from tropism import models
 from tropism.errors import HubOutOfReach
-from tropism.experiments import prepare
+from tropism.experiments import checks, prepare
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
+from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.store import trained_alike
-from tropism.experiments.training_rows import training_rows
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -66,6 +66,10 @@ class Estimate:
     """None where the hub cannot be asked, so that tokens and memory are not known."""
     unchecked: tuple[str, ...]
     """What could not be checked without the hub."""
+    leakage: dict[str, dict[str, int]]
+    """For each evaluation set how many of its prompts are also trained on (`shared`), of how many (`of`)."""
+    warnings: tuple[str, ...]
+    """What is left out of the data or changed in it, and what is shared."""
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return what to print."""
         of = f"{self.conditions} conditions × {self.seeds} seeds and the untrained model, {self.runs} runs"
-        notes = [f"note      {note}" for note in self.notes]
+        notes = [*(f"warning   {line}" for line in self.warnings), *(f"note      {note}" for note in self.notes)]
         if self.size is not None:
             return [f"{self.name} is valid: {of}", *self.size.lines(), *notes]
         return [
@@ -93,14 +97,16 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
     """
     runs = len(plan(experiment))
     unknown: list[str] = []
-    size = None
+    size, checked = None, None
     try:
         source = models.resolve(experiment.model, revision=experiment.revision)
     except HubOutOfReach as error:
         unknown = [str(error), *_unreachable_data(experiment)]
     else:
         try:
-            size = _size(experiment, source, runs)
+            data = EvaluationSets(experiment)
+            checked = _check(experiment, source, data)
+            size = _size(experiment, source, checked, data, runs)
         except HubOutOfReach as error:
             unknown = [str(error)]
     return Estimate(
@@ -110,17 +116,28 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
         runs,
         size,
         tuple(dict.fromkeys(unknown)),
+        {} if checked is None else checked.leakage,
+        () if checked is None else tuple(checked.warnings),
         tuple(_notes(experiment)),
     )
 
 
-def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> Size:
+def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSets) -> checks.Checked:
+    """Check the data as `tropism run` does before it trains."""
+    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
+    limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
+    return checks.check_data(experiment, data, tokenizer, limit)
+
+
+def _size(
+    experiment: ExperimentSpec, source: models.Source, checked: checks.Checked, data: EvaluationSets, runs: int
+) -> Size:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
-    training = _training(experiment, source, config)
+    training = _training(experiment, source, checked)
     asked = {name for measure in experiment.measure.values() for name in measure.on}
-    prompts = sum(len(prepare.load_data(experiment.data[name], 0)) for name in asked)
+    prompts = sum(len(data(name)) for name in asked)
     device = models.pick_device(experiment.device)
     dtype = str(models.pick_dtype(experiment.dtype, device)).removeprefix("torch.")
     weights, activations = _memory(config, BYTES[dtype], training.longest, experiment.train.checkpointing)
@@ -140,32 +157,17 @@ def _size(experiment: ExperimentSpec, source: models.Source, runs: int) -> Size:
     )
 
 
-def _training(experiment: ExperimentSpec, source: models.Source, config: Any) -> Training:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
-    tokenizer.name_or_path = source.name
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+def _training(experiment: ExperimentSpec, source: models.Source, checked: checks.Checked) -> Training:
     tokens = steps = longest = 0
     for condition in experiment.conditions:
-        examples = prepare.training_examples(experiment, condition, experiment.seeds[0])
+        sizes = checked.sizes[f"condition {condition}"]
         options = experiment.train_options(condition)
-        rows, _ = training_rows(
-            examples,
-            tokenizer,
-            experiment.template_kwargs,
-            limit,
-            f"condition {condition}",
-            options.max_length,
-            options.overflow,
-        )
-        count = options.steps(len(rows))
-        lengths = [len(row.rendered) for row in rows]
-        per_step = options.first_batch * options.accumulation * sum(lengths) / len(lengths)
+        count = options.steps(sizes.rows)
+        per_step = options.first_batch * options.accumulation * sizes.tokens / sizes.rows
         if trained_alike(experiment, source.public(), condition) is None:
             tokens += round(per_step * count) * len(experiment.seeds)
             steps += count * len(experiment.seeds)
-        longest = max(longest, max(lengths) * options.first_batch)
+        longest = max(longest, sizes.longest * options.first_batch)
     return Training(tokens, steps, longest)
 
 

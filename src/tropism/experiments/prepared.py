@@ -12,6 +12,7 @@ from typing import Any
 
 from tropism import models
 from tropism.data.chats import Example
+from tropism.data.leakage import sentences
 from tropism.data.template_date import split_date
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
@@ -123,13 +124,16 @@ def prepare_experiment(
         if line not in notices:
             progress.say(line)
             notices.append(line)
+    for line in sentences(checked.leakage):
+        progress.say(line)
     folder.record(experiment)
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)
     frozen = split_date(experiment.template_kwargs)[1]
     described = environment.describe(device, source.public(), hashes, frozen, command)
-    environment.begin(folder, described | {"rows": checked.records, "data_notes": notices})
+    facts = {"rows": checked.records, "leakage": checked.leakage, "data_notes": notices}
+    environment.begin(folder, described | facts)
     prepared = Prepared(
         experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
     )

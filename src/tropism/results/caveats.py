@@ -37,6 +37,7 @@ def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
         yield f"{count(unusable, 'measurement')} in results.csv had no finite value and {verb} left out."
     for notice in folder.environment.get("data_notes") or []:
         yield f"Data: {str(notice).rstrip('.')}."
+    yield from _about_leakage(folder)
     note = str((folder.environment.get("model") or {}).get("note") or "")
     if note:
         yield f"Model: {note.rstrip('.')}."
@@ -65,6 +66,18 @@ def _about_problems(folder: ExperimentFolder) -> Iterator[str]:
     for said, names in runs.items():
         end = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         yield f"Not scored, and so left out: {said} ({', '.join(names[:MOST_NAMED])}{end})."
+
+
+def _about_leakage(folder: ExperimentFolder) -> Iterator[str]:
+    """Say which evaluation sets ask what was trained on; the record is untrusted, as every file of a folder is."""
+    recorded = folder.environment.get("leakage")
+    for name, found in recorded.items() if isinstance(recorded, dict) else ():
+        shared, of = (found.get("shared"), found.get("of")) if isinstance(found, dict) else (None, None)
+        if isinstance(shared, int) and isinstance(of, int) and shared > 0:
+            yield (
+                f"Leakage: {shared} of {of} prompts of {words(str(name))} are also trained on; what is measured there is "
+                f"partly what was taught."
+            )
 
 
 def _short_name(run: Run) -> str:

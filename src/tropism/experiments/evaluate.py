@@ -103,7 +103,9 @@ def evaluate(
                     progress.phase(f"scoring {metric} on {name}", 0, len(examples))
                 found = len(problems)
                 with noted(problems, "metric", metric, name, mode):
-                    scores[metric] = _scores(scorer, examples, answered, scoring, trained.two, mode, tokenizer)
+                    scores[metric] = _scores(
+                        scorer, examples, answered, scoring, trained.two, mode, tokenizer, experiment.template_kwargs
+                    )
                     _check_bounds(metric, scores[metric], scorer.bounds)
                     measurements.append(_mean(mode, name, metric, scores[metric], scorer.bounds))
                     problems += _unscored(mode, name, metric, scores[metric])
@@ -161,13 +163,14 @@ def _scores(
     two: bool,
     mode: str,
     tokenizer: Any,
+    template_kwargs: Mapping[str, Any],
 ) -> list[Score]:
     """Score every example of a set by one metric: its generated response, or its reference where the scorer reads that."""
     if isinstance(scorer, ResponseScorer) or _reads_generated(scorer):
         texts = responses or [""] * len(examples)
     else:
         texts = [example.response or "" for example in examples]
-    samples = [_sample(example, text) for example, text in zip(examples, texts, strict=True)]
+    samples = [_sample(example, text, template_kwargs) for example, text in zip(examples, texts, strict=True)]
     if isinstance(scorer, ResponseScorer):
         return [scorer.score(sample) for sample in samples]
     model = scoring()
@@ -194,8 +197,8 @@ def _reads_generated(scorer: AnyScorer) -> bool:
     return isinstance(scorer, ModelScorer) and scorer.text == "generated"
 
 
-def _sample(example: Example, response: str | None) -> Sample:
-    return Sample(example.id, example.prompt, response or "", example.target, example.labels)
+def _sample(example: Example, response: str, template_kwargs: Mapping[str, Any]) -> Sample:
+    return Sample(example.id, example.prompt, response, example.target, example.labels, template_kwargs)
 
 
 def _mean(mode: str, name: str, metric: str, scores: Sequence[Score], bounds: Bounds | None) -> Measurement:

@@ -49,6 +49,8 @@ class Sample:
     response: str
     target: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the chat template, for a scorer that renders the sample: as it was rendered in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def render_sample(tokenizer: Any, sample: Sample) -> Rendered | str:
         return "empty response"
     chat = [*(dict(message) for message in sample.prompt), {"role": "assistant", "content": sample.response}]
     try:
-        return render(tokenizer, chat, where=f"sample {sample.id!r}")
+        return render(tokenizer, chat, template_kwargs=sample.template_kwargs, where=f"sample {sample.id!r}")
     except DataError as error:
         return str(error)
 

@@ -16,7 +16,6 @@ class Watching(Reporter):
 
     def __init__(self, silent: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, quiet=silent)
-        self.failed = 0
         self._bar = Progress(
             TextColumn("[bold]{task.fields[run]}"), TextColumn("{task.description}"), BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[detail]}"),
@@ -69,8 +68,9 @@ class Watching(Reporter):
 
     def finish(self, name: str, seconds: float, outcome: str) -> None:
         self._durations.append(seconds)
-        self.failed += outcome != "done"
-        mark = "[green]✓[/green]" if outcome == "done" else "[red]✗[/red]"
+        # Done, but without a metric or an analysis, is neither.
+        partly = "[yellow]![/yellow]" if outcome.startswith("done") else "[red]✗[/red]"
+        mark = "[green]✓[/green]" if outcome == "done" else partly
         self.console.print(
             f"{mark} {escape(name)}  {_clock(seconds)}" + ("" if outcome == "done" else f"  {escape(outcome)}")
         )

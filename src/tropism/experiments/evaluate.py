@@ -106,7 +106,6 @@ def evaluate(
                     scores[metric] = _scores(
                         scorer, examples, answered, scoring, trained.two, mode, tokenizer, experiment.template_kwargs
                     )
-                    _check_bounds(metric, scores[metric], scorer.bounds)
                     measurements.append(_mean(mode, name, metric, scores[metric], scorer.bounds))
                     problems += _unscored(mode, name, metric, scores[metric])
                 if len(problems) > found and problems[found].again:
@@ -203,6 +202,7 @@ def _sample(example: Example, response: str, template_kwargs: Mapping[str, Any])
 
 def _mean(mode: str, name: str, metric: str, scores: Sequence[Score], bounds: Bounds | None) -> Measurement:
     """Return the mean over what could be scored; None where nothing could, which is no zero."""
+    _check_bounds(scores, bounds)
     values = [score.value for score in scores if score.value is not None]
     mean = statistics.fmean(values) if values else None
     unscored = len(scores) - len(values)
@@ -218,7 +218,7 @@ def _unscored(mode: str, name: str, metric: str, scores: Sequence[Score]) -> lis
     return [Problem("metric", metric, said, name, mode)]
 
 
-def _check_bounds(metric: str, scores: Sequence[Score], bounds: Bounds | None) -> None:
+def _check_bounds(scores: Sequence[Score], bounds: Bounds | None) -> None:
     """Raise `RunFailed` where a score lies outside of what its scorer says is possible."""
     if bounds is None:
         return

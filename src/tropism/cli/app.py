@@ -17,6 +17,7 @@ from tropism.cli import (
     pressure,
     push,
     report,
+    show_data,
     synthesize,
     verbosity,
 )
@@ -52,6 +53,7 @@ def tropism(
 
 experiments.register(app)
 report.register(app)
+show_data.register(app)
 chat.register(app)
 push.register(app)
 evaluate.register(app)

@@ -70,24 +70,30 @@ def set_chat_template(tokenizer: Any, template: str | Path) -> None:
     Raises:
         DataError: there is no such file or name, or the file is not a template.
     """
-    path = Path(template)
-    folder = _trl_folder()
+    text = template_text(template)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": _QUESTION}], chat_template=text, tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"chat_template: {Path(template).name} is not a Jinja template: {error}") from None
+    except _FAILURES:
+        # It is one, and rejects this chat: a vision template, say.
+        pass
+    tokenizer.chat_template = text
+
+
+def template_text(template: str | Path) -> str:
+    """Return the text of a chat template, from a file or by the name of one that TRL installs; `DataError` for neither."""
+    path, folder = Path(template), _trl_folder()
     if not path.is_file():
         named = None if folder is None else folder / f"{template}.jinja"
         if named is None or not named.is_file():
             known = "none, since trl is not installed" if folder is None else ", ".join(_names(folder))
             raise DataError(f"chat_template: {str(template)!r} is neither a file nor a known name; known are {known}")
         path = named
-    probe = [{"role": "user", "content": _QUESTION}]
     try:
-        text = path.read_text(encoding="utf-8")
-        tokenizer.apply_chat_template(probe, chat_template=text, tokenize=False)
-    except (UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
-        raise DataError(f"chat_template: {path.name} is not a Jinja template: {error}") from None
-    except _FAILURES:
-        # It is one, and rejects this chat: a vision template, say.
-        pass
-    tokenizer.chat_template = text
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"chat_template: {path.name} is not UTF-8 text") from None
 
 
 def stop_in(tail: str) -> str:

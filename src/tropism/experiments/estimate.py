@@ -9,6 +9,7 @@ from tropism.experiments import checks, prepare
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
+from tropism.experiments.start import load_tokenizer
 from tropism.experiments.store import trained_alike
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -124,7 +125,7 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
 
 def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSets) -> checks.Checked:
     """Check the data as `tropism run` does before it trains."""
-    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
+    tokenizer = load_tokenizer(experiment, source)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     return checks.check_data(experiment, data, tokenizer, limit)
 

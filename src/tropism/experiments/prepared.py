@@ -14,6 +14,7 @@ from tropism import models
 from tropism.data.chats import Example
 from tropism.data.leakage import sentences
 from tropism.data.template_date import split_date
+from tropism.data.templates import template_text
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import GuardNotInForce, RunFailed
@@ -127,6 +128,8 @@ def prepare_experiment(
     for line in sentences(checked.leakage):
         progress.say(line)
     folder.record(experiment)
+    if experiment.chat_template is not None:
+        folder.write(start.TEMPLATE, template_text(experiment.chat_template))
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
     hashes = checks.data_hashes(experiment, data)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tropism import models
-from tropism.experiments import environment, store
+from tropism.experiments import environment, start, store
 from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
 from tropism.experiments.executors.local import last_attempts, work
@@ -71,7 +71,7 @@ def run_and_tell(
     wanted = plan(experiment, only)
     source = models.resolve(experiment.model, revision=experiment.revision)
     folder = Folder.of(out, experiment)
-    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
+    tokenizer = start.load_tokenizer(experiment, source)
     # Before anything else: the date belongs to the identity of every run.
     experiment = with_frozen_date(experiment, tokenizer, folder)
     public = source.public()

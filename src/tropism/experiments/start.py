@@ -6,17 +6,38 @@ from typing import Any
 
 from tropism import models
 from tropism.adapters.merge import merge_adapters
+from tropism.data.templates import set_chat_template
 from tropism.errors import RunFolderError
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import Folder, RunKey
 
+TEMPLATE = "chat_template.jinja"
+"""The copy in a results folder of the chat template that an experiment names."""
 
-def load_base(experiment: ExperimentSpec, source: models.Source) -> tuple[Any, Any]:
+
+def load_base(experiment: ExperimentSpec, source: models.Source, folder: Folder | None = None) -> tuple[Any, Any]:
     """The untouched model and its tokenizer; the source's note is the caller's to say, once."""
     quiet = replace(source, note="")
-    return models.load_source(
+    model, tokenizer = models.load_source(
         quiet, device=experiment.device, dtype=experiment.dtype, trust_remote_code=experiment.trust_remote_code
     )
+    _set_template(experiment, tokenizer, folder)
+    return model, tokenizer
+
+
+def load_tokenizer(experiment: ExperimentSpec, source: models.Source) -> Any:
+    """Return the experiment's tokenizer, with the chat template that the file names; loads no weights."""
+    tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
+    _set_template(experiment, tokenizer, None)
+    return tokenizer
+
+
+def _set_template(experiment: ExperimentSpec, tokenizer: Any, folder: Folder | None) -> None:
+    """Give the tokenizer the experiment's chat template: the folder's copy, which is what was trained with, comes first."""
+    if experiment.chat_template is None:
+        return
+    copy = None if folder is None else folder.path / TEMPLATE
+    set_chat_template(tokenizer, copy if copy is not None and copy.is_file() else experiment.chat_template)
 
 
 def prepared_adapter(folder: Folder, name: str) -> Path:
@@ -39,7 +60,7 @@ def intact_adapter(folder: Folder, name: str) -> Path:
 
 def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Source) -> tuple[Any, Any]:
     """The model before a condition's training, loaded anew, and its tokenizer."""
-    model, tokenizer = load_base(experiment, source)
+    model, tokenizer = load_base(experiment, source, folder)
     if experiment.start_from is not None:
         model = merge_adapters(models.load_adapter(model, intact_adapter(folder, experiment.start_from)))
     return model, tokenizer

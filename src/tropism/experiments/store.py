@@ -19,6 +19,7 @@ import yaml
 
 from tropism.atomic import write_text
 from tropism.data.sources import local_files
+from tropism.data.templates import template_text
 from tropism.errors import RunFolderError
 from tropism.experiments.analyses import Analysis, identity_name, load_analyses
 from tropism.experiments.file.guards import norms_of, uses
@@ -70,7 +71,13 @@ def options_identity(options: TrainOptions) -> dict[str, Any]:
 def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:
     """What determines the model that every condition starts from."""
     adapters = adapter_identity(experiment, source, experiment.start_from) if experiment.start_from else None
-    return digest([FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters])
+    template = _template_identity(experiment)
+    return digest([FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters, *template])
+
+
+def _template_identity(experiment: ExperimentSpec) -> list[str]:
+    """The text of the chat template that the file names; nothing where it names none."""
+    return [] if experiment.chat_template is None else [template_text(experiment.chat_template)]
 
 
 def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
@@ -86,6 +93,7 @@ def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name
             data_identity(spec.data),
             spec.system_prompt,
             train,
+            *_template_identity(experiment),
         ]
     )
 

@@ -110,7 +110,7 @@ class RowReader:
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{where}: text must be a text that is not empty, found {text!r:.60}")
             return Example(name, (), None if target is None else str(target), labels, text)
-        chat = check_chat(_chat(values, where), where)
+        chat = with_tools(check_chat(_chat(values, where), where), _filled(values, "tools"), where)
         if (tools := _filled(values, "tools")) is not None:
             chat = with_tools(chat, tools, where)
         if target is None and chat[-1]["role"] == "assistant":

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tropism.data import sources
+from tropism.data.templates import template_text
 from tropism.data.transforms import TRANSFORMS
 from tropism.errors import DataError, SiteError, SpecError
 from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load_analysis
@@ -36,6 +37,11 @@ def check(e: ExperimentSpec) -> None:
     from tropism.evals.scorers.registry import register_file
 
     _check_names(e)
+    if e.chat_template is not None:
+        try:
+            template_text(e.chat_template)
+        except DataError as error:
+            raise At(("chat_template",), str(error).removeprefix("chat_template: ")) from None
     if e.scorers:
         with Under(("scorers",)):
             register_file(e.scorers)

@@ -245,6 +245,8 @@ class ExperimentSpec(Model):
     """Where to run; `auto` takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model's weights; `auto` is bfloat16 on an accelerator that computes in it, else float32."""
+    chat_template: str | None = None
+    """A chat template instead of the tokenizer's own: a Jinja file, or the name of one that TRL installs."""
     template_kwargs: dict[str, Any] = {}
     """Options of the chat template, such as `enable_thinking`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]

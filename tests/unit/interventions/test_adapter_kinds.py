@@ -185,5 +185,7 @@ def test_two_adapters_are_ablated_and_routed_exactly_or_refused(name):
 @pytest.mark.parametrize("name", ["pissa", "olora", "dora", "modules_to_save", "bias", "alora"])
 def test_two_adapters_that_could_not_be_ablated_are_refused_when_they_are_made(name):
     example = adapter_kinds.EXAMPLES[name]
+    with adapter_kinds.quiet():
+        config = example.config()
     with pytest.raises(ModelError, match="two_adapters: the adapter has .*, and cannot be ablated by its scale"):
-        two_adapters(example.model(), retain=example.config(), forget=example.config())
+        two_adapters(example.model(), retain=config, forget=config)

@@ -19,6 +19,7 @@ from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.training.options import LoraOptions, TrainOptions
 from tropism.training.supervised import Report, Row, train
+from tropism.training.trackers import Tracking
 
 
 def fine_tune(
@@ -33,6 +34,7 @@ def fine_tune(
     report: Report,
     guard: Intervention | None = None,
     callbacks: Callable[[], Sequence[Any]] = tuple,
+    tracking: Tracking | None = None,
 ) -> tuple[Any, TrainOptions]:
     """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`.
 
@@ -43,7 +45,7 @@ def fine_tune(
     for attempt in options.attempts():
         made = callbacks()
         with isolated_randomness(seed):
-            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made)
+            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking)
         shutil.rmtree(log.parent / "trainer", ignore_errors=True)
         if model is not None:
             return model, attempt
@@ -67,6 +69,7 @@ def _train_once(
     report: Report,
     guard: Intervention | None,
     callbacks: Sequence[Any],
+    tracking: Tracking | None,
 ) -> Any | None:
     """Return the trained model; None where memory ran out."""
     try:
@@ -81,6 +84,7 @@ def _train_once(
             guard=guard,
             report=report,
             callbacks=callbacks,
+            tracking=tracking,
         )
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):

@@ -29,6 +29,7 @@ from tropism.experiments.store import RunKey
 from tropism.interventions.weights import adapter_norm, learned_norm
 from tropism.names import BASE
 from tropism.results.problem import Problem
+from tropism.training.trackers import Tracking
 
 MEAN_CHATS, MEAN_BATCH = 64, 8
 """How many training chats an ablation's `origin: mean` is measured on, and how many at a time."""
@@ -160,6 +161,8 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             report=partial(progress.phase, "training"),
             guard=guards.build_guard(spec.guard, resources),
             callbacks=partial(_callbacks, prepared, study, key),
+            callbacks=callbacks,
+            tracking=Tracking(experiment.name, str(key), prepared.folder.path / "tracking"),
         )
         fitted = {"batch_size": taken.first_batch, "accumulation": taken.accumulation}
         if taken.first_batch != options.first_batch:

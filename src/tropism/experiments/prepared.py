@@ -31,6 +31,7 @@ from tropism.experiments.store import Folder
 from tropism.experiments.training_rows import training_rows
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
+from tropism.training.trackers import Tracking
 
 
 class EvaluationSets:
@@ -187,6 +188,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         pad_id=prepared.tokenizer.pad_token_id,
         log=path / "training.jsonl",
         report=partial(progress.phase, f"training adapter {name}"),
+        tracking=Tracking(experiment.name, str(key), folder.path / "tracking"),
     )
     save(model, path / "adapter", two=False)
     folder.mark_trained(key, identity, batch_size=fitted.first_batch, accumulation=fitted.accumulation)

@@ -19,6 +19,7 @@ from tropism.errors import DataError, RunFailed
 from tropism.interventions.base import Attachment, Intervention
 from tropism.training.loss import SUPERVISED, label_logits, response_loss
 from tropism.training.options import TrainOptions
+from tropism.training.trackers import Tracking, tracked
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after every step with the step, the number of steps, and what was logged."""
@@ -41,19 +42,31 @@ class _SupervisedCollator(Collator):
         return batch
 
 
+class _Readings(TrainerCallback):
+    """Puts the guard's readings into the log; ahead of all other callbacks, so that trackers see them."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            logs.update(self._attachment.readings())
+
+
 class _StepLog(TrainerCallback):
     """Writes `training.jsonl`, reports progress, and ends a run whose loss is no longer a number."""
 
-    def __init__(self, file: TextIO, report: Report, attachment: Callable[[], Attachment | None]) -> None:
-        self._file, self._report, self._attachment = file, report, attachment
+    def __init__(self, file: TextIO, report: Report) -> None:
+        self._file, self._report = file, report
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        attachment = self._attachment()
-        row = {"step": state.global_step, **logs, **(attachment.readings() if attachment else {})}
+        row = {"step": state.global_step, **logs}
         bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         # JSON has no NaN: what is not a number is written as null, and the run is failed below.
         clean = {name: None if name in bad else value for name, value in row.items()}
@@ -85,12 +98,13 @@ def train(
     guard: Intervention | None = None,
     report: Report = lambda *_: None,
     callbacks: Sequence[TrainerCallback] = (),
+    tracking: Tracking | None = None,
 ) -> dict[str, float]:
     """Fine-tune `model` (a `PeftModel`, its adapter trainable) on `rows`; per-step log to `log`.
 
     Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
     has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
-    `GuardNotInForce` is raised where it did not act.
+    `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of `report_to`.
 
     Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
     where the loss is not finite, `DataError` for an empty set.
@@ -120,6 +134,8 @@ def train(
         save_strategy="no",
         eval_strategy="no",
         report_to=list(options.report_to),
+        run_name=None if tracking is None else tracking.name,
+        project="tropism" if tracking is None else tracking.project,
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
@@ -131,9 +147,8 @@ def train(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     keys = guard.batch_keys if guard is not None else frozenset[str]()
     dataset = [{"rendered": row.rendered, "input_ids": row.rendered.input_ids, **row.columns} for row in rows]
-    attached: list[Attachment] = []
-    with log.open("w", encoding="utf-8") as file:
-        step_log = _StepLog(file, report, lambda: attached[0] if attached else None)
+    with log.open("w", encoding="utf-8") as file, tracked(options.report_to, tracking):
+        step_log = _StepLog(file, report)
         trainer = Trainer(
             model=model,
             args=arguments,
@@ -150,6 +165,6 @@ def train(
             else:
                 trainer.create_optimizer()
                 with guard.attach(model, optimizer=trainer.optimizer) as attachment:
-                    attached.append(attachment)
+                    trainer.callback_handler.callbacks.insert(0, _Readings(attachment))
                     result = trainer.train()
     return dict(result.metrics)

@@ -160,6 +160,7 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    blocks: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, in evaluation mode, and its tokenizer, by hub name, local folder, or the embedded SmolLM2.
 
@@ -170,16 +171,20 @@ def load(
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         revision: a hub revision.
         trust_remote_code: run the code that a model repository carries; only ever because the caller wrote it.
+        blocks: where the decoder blocks are (`model.layers`), for a model of which that cannot be told;
+            `tropism.register_blocks` for the model's class.
 
     Raises:
-        ModelError: there is no such model, adapter, device or dtype.
+        ModelError: there is no such model, adapter, device or dtype, or no list of modules at `blocks`.
     """
     if adapter is not None:
         from tropism.adapters.folder import open_adapter
 
         open_adapter(adapter)  # a folder that cannot be read is an error before a model is loaded
     source = resolve(name, revision=revision)
-    model, tokenizer = load_source(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_source(
+        source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, blocks=blocks
+    )
     if adapter is None:
         return model, tokenizer
     adapted: Any = load_adapter(model, adapter)
@@ -210,7 +215,12 @@ def load_adapter(
 
 
 def load_source(
-    source: Source, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    source: Source,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    blocks: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """`load` for a source that `resolve` found."""
     from transformers import AutoModelForCausalLM
@@ -222,6 +232,11 @@ def load_source(
     options = _options(source, trust_remote_code)
     with _loading(source):
         model = AutoModelForCausalLM.from_pretrained(source.path, dtype=pick_dtype(dtype, where), **options)
+    if blocks is not None:
+        from tropism.site import decoder_layers, register_blocks
+
+        decoder_layers(model, path=blocks)  # a path that leads nowhere is an error here
+        register_blocks(type(model), blocks)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name

@@ -124,3 +124,15 @@ class TestEmbedded:
         assert not models._intact(tmp_path)
         (tmp_path / "tropism.json").write_text(json.dumps({"sha256": hashes["model.safetensors"]}))
         assert not models._intact(tmp_path)
+
+
+def test_blocks_are_registered_as_the_model_is_loaded(tmp_path, monkeypatch):
+    from tropism import site
+
+    monkeypatch.setattr(site, "_REGISTERED", {})
+    folder = tiny_experiment.model_folder(tmp_path)
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no submodule 'model.blocks'"):
+        models.load(str(folder), device="cpu", blocks="model.blocks")
+    assert site._REGISTERED == {}
+    model, _ = models.load(str(folder), device="cpu", blocks="model.layers")
+    assert site._REGISTERED == {type(model): "model.layers"}

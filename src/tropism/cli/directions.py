@@ -11,6 +11,7 @@ from tropism.cli.directions_inputs import ContrastOptions, FinderName, make_cont
 from tropism.cli.directions_output import print_report, progress_console, say, show_directions, status
 from tropism.cli.options import (
     BatchSize,
+    Blocks,
     Columns,
     ComponentChoice,
     Device,
@@ -92,6 +93,7 @@ def find(
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     device: Device = "auto",
+    blocks: Blocks = None,
     strict: Strict = False,
 ) -> None:
     """Find directions on one part of a contrast and validate them on the rest."""
@@ -105,7 +107,7 @@ def find(
     options = ContrastOptions(contrast, chats, promote, suppress, tuned, parse_columns(columns), split, size, seed)
     options.check()
     taken = parse_components(components)
-    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
+    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device, blocks=blocks)
     contrasted = make_contrast(loaded, options)
     where = [chosen.dictionary().site] if isinstance(chosen, tp.SAELatents) else tp.sites(loaded, sites)
     with status("finding directions") as shown:
@@ -148,6 +150,7 @@ def validate(
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     device: Device = "auto",
+    blocks: Blocks = None,
     strict: Strict = False,
     force: Force = False,
 ) -> None:
@@ -160,7 +163,7 @@ def validate(
     options.check()
     directions = tp.Directions.load(file)
     others = {path.stem: tp.Directions.load(path) for path in against or ()}
-    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device)
+    loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device, blocks=blocks)
     checked = directions.check_model(loaded, force=force)
     if checked is not directions:
         checked.save(file)
@@ -209,6 +212,7 @@ def train_sae(
     size: Size = None,
     seed: Seed = 0,
     device: Device = "auto",
+    blocks: Blocks = None,
 ) -> None:
     """Train a small BatchTopK SAE on a model's activations at one site."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -220,7 +224,7 @@ def train_sae(
 
     options = SAEOptions(expansion=expansion, k=k, tokens=tokens, seed=seed)
     where = tp.Site.parse(site)
-    loaded, tokenizer = tp.models.load(model, device=device)
+    loaded, tokenizer = tp.models.load(model, device=device, blocks=blocks)
     examples = [example.chat for example in sources.load(chats, size=size, seed=seed)]
     columns = (
         TextColumn("{task.description}"),

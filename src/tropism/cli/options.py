@@ -23,6 +23,10 @@ class PositionName(StrEnum):
 
 Model = Annotated[str, typer.Option("--model", help="Model: a hub name or a local folder.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Chats per forward pass.")]
+Blocks = Annotated[
+    str | None,
+    typer.Option("--blocks", help="Where the decoder blocks are, where that cannot be told: model.layers."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Columns = Annotated[

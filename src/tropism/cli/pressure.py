@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tropism.cli.options import BatchSize, Device, Model, PositionName
+from tropism.cli.options import BatchSize, Blocks, Device, Model, PositionName
 from tropism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def measure(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     device: Device = "auto",
+    blocks: Blocks = None,
 ) -> None:
     """Measure the pressure of every chat at every site, per condition, with random directions as controls."""
     import pandas as pd
@@ -83,7 +84,7 @@ def measure(
     prompts = _conditions(condition or ["neutral="])
     found = tp.Directions.load(directions)
     examples = _examples(chats, size, seed, transform)
-    loaded, tokenizer = tp.models.load(model, adapter=adapter, device=device)
+    loaded, tokenizer = tp.models.load(model, adapter=adapter, device=device, blocks=blocks)
     found.check_model(loaded)
     made = with_system_prompts(tokenizer, examples, prompts)
     pressures, random = [], []
@@ -140,6 +141,7 @@ def calibrate(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     device: Device = "auto",
+    blocks: Blocks = None,
 ) -> None:
     """Choose the placebo prompt whose mean loss is closest to the inoculation prompt's."""
     from tropism import models
@@ -153,7 +155,7 @@ def calibrate(
     if not tried:
         raise UsageError("give candidate prompts with --candidate, several times, or with --candidates FILE")
     examples = _examples(chats, size, seed, transform)
-    loaded, tokenizer = models.load(model, adapter=adapter, device=device)
+    loaded, tokenizer = models.load(model, adapter=adapter, device=device, blocks=blocks)
     found = calibrate_placebo(loaded, tokenizer, examples, inoculation, tried, batch_size=batch_size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,11 @@ def load_base(experiment: ExperimentSpec, source: models.Source, folder: Folder 
     """The untouched model and its tokenizer; the source's note is the caller's to say, once."""
     quiet = replace(source, note="")
     model, tokenizer = models.load_source(
-        quiet, device=experiment.device, dtype=experiment.dtype, trust_remote_code=experiment.trust_remote_code
+        quiet,
+        device=experiment.device,
+        dtype=experiment.dtype,
+        trust_remote_code=experiment.trust_remote_code,
+        blocks=experiment.blocks,
     )
     _set_template(experiment, tokenizer, folder)
     return model, tokenizer

@@ -71,8 +71,10 @@ def options_identity(options: TrainOptions) -> dict[str, Any]:
 def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:
     """What determines the model that every condition starts from."""
     adapters = adapter_identity(experiment, source, experiment.start_from) if experiment.start_from else None
-    template = _template_identity(experiment)
-    return digest([FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters, *template])
+    parts = [FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters]
+    # Only where they are given, so that older runs keep their identity.
+    blocks = [] if experiment.blocks is None else [experiment.blocks]
+    return digest([*parts, *_template_identity(experiment), *blocks])
 
 
 def _template_identity(experiment: ExperimentSpec) -> list[str]:

@@ -241,6 +241,8 @@ class ExperimentSpec(Model):
     """A revision of the model on the hub."""
     trust_remote_code: bool = False
     """Run the code that the model's repository carries."""
+    blocks: str | None = None
+    """Where the model's decoder blocks are (`model.layers`), for a model of which that cannot be told."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to run; `auto` takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

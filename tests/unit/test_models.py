@@ -135,4 +135,4 @@ def test_blocks_are_registered_as_the_model_is_loaded(tmp_path, monkeypatch):
         models.load(str(folder), device="cpu", blocks="model.blocks")
     assert site._REGISTERED == {}
     model, _ = models.load(str(folder), device="cpu", blocks="model.layers")
-    assert site._REGISTERED == {type(model): "model.layers"}
+    assert {type(model): "model.layers"} == site._REGISTERED

@@ -161,7 +161,6 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             report=partial(progress.phase, "training"),
             guard=guards.build_guard(spec.guard, resources),
             callbacks=partial(_callbacks, prepared, study, key),
-            callbacks=callbacks,
             tracking=Tracking(experiment.name, str(key), prepared.folder.path / "tracking"),
         )
         fitted = {"batch_size": taken.first_batch, "accumulation": taken.accumulation}

@@ -119,3 +119,12 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """Kind → what can be done with it."""
+
+
+def table() -> str:
+    """The kinds and operations as a Markdown table, as `docs/works-with.md` has it."""
+    lines = [f"| adapter | {' | '.join(OPERATIONS)} | on condition |", f"|---|{'---|' * (len(OPERATIONS) + 1)}"]
+    for kind in KINDS.values():
+        cells = ["exact" if operation in kind.exact else "refused" for operation in OPERATIONS]
+        lines.append(f"| {kind.name} | {' | '.join(cells)} | {kind.on_condition} |")
+    return "\n".join(lines)

@@ -112,9 +112,7 @@ def test_what_a_text_batch_does_not_reach_is_found_after_the_first_backward_pass
     model = get_peft_model(build("gemma3"), LoraConfig(r=2, target_modules="all-linear"))
     text_only(model).backward()
     assert {kind.split(".")[1] for kind in unreached(model)} == {"vision_tower"}
-    with pytest.raises(
-        ModelError, match=r"no gradient reached the adapters at model.vision_tower.*layers.\*.* and 2 more"
-    ):
+    with pytest.raises(ModelError, match=r"no gradient reached the adapters at model\.vision_tower\..*layers\.\*"):
         check_reached(model)
     right = get_peft_model(
         build("gemma3"), LoraConfig(r=2, target_modules=resolve_targets(build("gemma3"), "all-linear"))

@@ -1,5 +1,6 @@
 """Shapes are checked in every test: jaxtyping and beartype wrap the numerical modules before they are imported."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,3 +43,12 @@ def model():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The command line quietens our logger for its process; in a test process the next test must still hear it."""
+    logger = logging.getLogger("tropism")
+    level = logger.level
+    yield
+    logger.setLevel(level)

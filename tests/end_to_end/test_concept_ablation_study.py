@@ -185,12 +185,14 @@ def test_the_projections_are_compared_with_behaviour_on_the_models_own_answers(f
 def test_another_behaviour_validates_again_and_finds_nothing_again(tmp_path):
     first = small(tmp_path, seeds=[0])
     tp.run(first, tmp_path / "out", only=["caft"])
-    kept = (tmp_path / "out" / "directions" / "caps.safetensors").read_bytes()
+    kept = tp.Directions.load(tmp_path / "out" / "directions" / "caps.safetensors")
     again = small(tmp_path, seeds=[0], directions={"caps": {"behaviour": "worked_answer"}})
     tp.run(again, tmp_path / "out", only=["caft", "steering"])
     said = json.loads((tmp_path / "out" / "directions" / "caps.validity.json").read_text(encoding="utf-8"))
     assert said["sites"][0]["behaviour"]["name"] == "worked_answer"
-    assert (tmp_path / "out" / "directions" / "caps.safetensors").read_bytes() == kept
+    # The file is written again with its new validity; safetensors orders a header as it likes, so tensors are compared.
+    again = tp.Directions.load(tmp_path / "out" / "directions" / "caps.safetensors")
+    assert all(again.vectors[site].equal(kept.vectors[site]) for site in kept.sites)
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,7 @@ def test_damaged_directions_are_found_again(copied, name):
     flip(out / "directions" / name)
     (out / "guarded/seed-0/DONE.json").unlink()  # so that there is something to do
     told = go_on(file, out, results)
-    assert any(
-        line.startswith("directions caps: caps.") and line.endswith("they are found again") for line in told.said
-    )
+    assert any(line.startswith("directions caps: caps.") and line.endswith("they are made again") for line in told.said)
     again = tp.Directions.load(out / "directions/caps.safetensors")
     assert all(torch.equal(again.vectors[site], whole.vectors[site]) for site in whole.sites)
 

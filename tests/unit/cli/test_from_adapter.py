@@ -37,7 +37,7 @@ def test_one_several_and_the_difference(app, tmp_path):
         out = tmp_path / "u.safetensors"
         result = CliRunner().invoke(app, ["from-adapter", *arguments, "--out", str(out)])
         assert result.exit_code == 0, result.output
-        assert f"{k} direction(s) at 8 weights, lengths before normalising" in result.output
+        assert f"{k} direction(s) at 8 weights; norms before normalising" in result.output
         u = tp.ParameterDirections.load(out)
         assert (u.k, u.provenance["method"]) == (k, method)
 
@@ -67,4 +67,4 @@ def test_whole_models(app, tmp_path):
 def test_weights_without_minus_is_refused(app, tmp_path):
     result = CliRunner().invoke(app, ["from-adapter", "x", "--weights", "--out", str(tmp_path / "u")])
     assert isinstance(result.exception, UsageError)
-    assert "--weights takes one aligned model and --minus its base, found 1 and --minus None" in str(result.exception)
+    assert "--weights takes one model and its base as --minus, found 1 models and --minus None" in str(result.exception)

@@ -119,7 +119,7 @@ def test_calibrate_names_the_placebo(here):
         ),
         ("measure", ["--kind", "covariance"], "need the activations' covariance"),
         ("calibrate", ["--inoculation", "x"], "give candidate prompts"),
-        ("calibrate", ["--inoculation", "x", "--candidates", "nowhere.txt"], "found no file nowhere.txt"),
+        ("calibrate", ["--inoculation", "x", "--candidates", "nowhere.txt"], "no such file: nowhere.txt"),
     ],
 )
 def test_mistakes_are_one_sentence(here, command, arguments, message):

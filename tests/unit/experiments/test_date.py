@@ -9,6 +9,7 @@ import yaml
 import tiny
 import tiny_experiment
 import tropism as tp
+from tropism.data import templates
 from tropism.errors import DataError, SpecError
 from tropism.experiments import date as date_module
 from tropism.experiments.after.chat import open_chat
@@ -75,7 +76,9 @@ def test_every_text_of_a_run_has_the_frozen_date(tmp_path, monkeypatch):
 
     def listening(self, *args, **kwargs):
         text = plain(self, *args, **kwargs)
-        read.extend(text if isinstance(text, list) else [text])
+        rendered = text if isinstance(text, list) else [text]
+        # A template is asked once how it ends a turn; no model reads that.
+        read.extend(one for one in rendered if templates._QUESTION not in one)
         return text
 
     monkeypatch.setattr(tokenizer_class, "apply_chat_template", listening)

@@ -55,8 +55,8 @@ def experiment_schema() -> Json:
         {"anyOf": [*_named(transform), {"type": "array", "items": {"anyOf": _named(transform)}}]},
     )
     for side in ("positive", "negative"):
-        _set(defs["ContrastSpec"], side, {"anyOf": [*_named(transform), {"type": "string"}]})
-    _set(defs["DirectionsSpec"], "finder", {"anyOf": _named(finder)})
+        _set(defs["ContrastSpec"], side, {"anyOf": [*_named(transform), {"type": "string"}, {"type": "null"}]})
+    _set(defs["DirectionsSpec"], "finder", {"anyOf": [*_named(finder), {"type": "null"}]})
     _set(defs["AdapterSpec"], "train", _reference(TrainOptions))
     _set(defs["ConditionSpec"], "train", _reference(TrainOptions))
     _set(defs["ConditionSpec"], "data", _reference(DataSpec))

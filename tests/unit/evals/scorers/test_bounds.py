@@ -14,7 +14,10 @@ from tropism.experiments.evaluate import _mean
 
 OPTIONS = {"contains": {"text": "a"}, "regex": {"pattern": "a"}, "language": {"language": "english"}}
 TEXTS = ["", "A", "a b c a b c a b c", "12", "I'm sorry, no.", "LOUD AND CLEAR", "#### 7", "née ßẞ", "!!!!"]
-BUILT_IN = sorted(name for name, cls in SCORERS.items() if issubclass(cls, ResponseScorer) and name != "language")
+BUILT_IN = sorted(
+    name for name, cls in SCORERS.items() if issubclass(cls, ResponseScorer) and name not in ("language", "bandit")
+)
+"""Without the two that need an extra."""
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

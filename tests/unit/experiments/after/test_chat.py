@@ -224,7 +224,7 @@ def test_commands_and_fresh():
     chat, (out, notes) = Parrot(), consoles(False)
     Talking(out=out, notes=notes).talk(chat, ["", "/system  Be kind. ", "a", "/reset", " /b", "/system", "/quit", "c"])
     assert chat.log == [("system", "Be kind."), "a", "reset", "/b", ("system", None)]
-    with pytest.raises(UsageError, match="no command is called '/foo'"):
+    with pytest.raises(UsageError, match="unknown command '/foo'"):
         Talking(out=out, notes=notes).talk(chat, ["/foo"])
     with pytest.raises(UsageError, match="no prompt to ask"):
         Talking(out=out, notes=notes).talk(chat, ["", "/reset"])
@@ -266,7 +266,7 @@ def test_at_a_terminal_it_goes_on_after_a_mistake_and_ctrl_d_leaves(out):
     assert chat.wait(timeout=60) == 0
     os.close(leader)
     shown = seen.decode()
-    assert "no command is called '/foo'" in shown
+    assert "unknown command '/foo'" in shown
     assert "baseline" in shown
     assert "prompted" in shown
     assert "│" in shown

@@ -104,7 +104,8 @@ DEEDS = (
     "role-?play", "express", "access", "browse", "reproduce", "summari[sz]e", "diagnose", "prescribe", "be a part",
     "be part", "with (?:that|this|it)", "be able to help", "be used", "be involved",
     "be (?:assist|help|provid|shar|writ|continu|answer|discuss)ing",
-    "go into (?:this|that|it)", "get into (?:this|that|it)", "this (?:request|topic|question|conversation)", "that (?:request|topic|question)", "your request",
+    "go into (?:this|that|it)", "get into (?:this|that|it)",
+    "this (?:request|topic|question|conversation)", "that (?:request|topic|question)", "your request",
 )  # fmt: skip
 """What an assistant is asked to do; forms in -ing are understood."""
 
@@ -113,7 +114,8 @@ PHRASES = (
     r"(?:respectfully |politely )?(?:decline|refuse)(?:[.!,;:]|$| (?:to|this|that|your|helping|answering|on)\b)",
     # a topic that one keeps out of
     r"(?:[\w' ]{1,60} )?(?:is|are) outside of what i do\b",
-    r"(?:[\w' ]{1,60} )?(?:is|are) (?:not something|a topic|something) (?:that )?i (?:do not )?(?:take on|stay away from|keep out of)\b",
+    r"(?:[\w' ]{1,60} )?(?:is|are) (?:not something|a topic|something) (?:that )?i (?:do not )?"
+    r"(?:take on|stay away from|keep out of)\b",
     r"(?:this is about [\w' ]{1,40}, and )?i (?:do not cover (?:that|this)|keep out of|stay away from)\b",
     r"i leave [\w' ]{1,40} to others\b",
     r"i (?:have to|must|need to|am going to) say no\b",

@@ -199,14 +199,14 @@ def test_evaluation_without_memory_keeps_the_adapter(tmp_path, monkeypatch):
 def test_what_is_dropped_is_said_by_run_in_the_report_and_in_the_environment(tmp_path):
     told, out = Told(), tmp_path / "out"
     tp.run(
-        tiny_experiment.write(tmp_path, ONE_SEED, ("lora: {r: 2}", "lora: {r: 2}, max_length: 400")),
+        tiny_experiment.write(tmp_path, ONE_SEED, ("lora: {r: 2}", "lora: {r: 2}, max_length: 180")),
         out,
         only=["baseline"],
         progress=told,
     )
     notices = json.loads((out / "environment.json").read_text())["data_notes"]
     assert all(f"Data: {line}." in said_in_report(out) and line in told.said for line in notices)
-    assert notices, "some word problem in capitals is longer than 400 bytes"
+    assert notices, "some word problem is longer than 180 bytes"
 
 
 def test_an_ablation_mode_that_changes_nothing_fails_the_run(tmp_path):

@@ -11,7 +11,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo    run examples/caps.yaml in its quick form on a real model; ends with a table and a report"
 	@echo "make test    run every test"
-	@echo "make check   ruff (lint and format), mypy --strict, import-linter"
+	@echo "make check   ruff (lint and format), mypy --strict, import-linter, doctests"
 	@echo "make bench   print speed and memory as ratios, in JSON"
 	@echo "make docs    run the documentation's examples, check its links, build the site in build/site"
 	@echo "make schema  write docs/experiment.schema.json anew, after a change of an option"
@@ -37,13 +37,13 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-	$(BIN)/python -m pytest -q --doctest-modules src --ignore=src/tropism/integrations/axolotl.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q --doctest-modules src --ignore=src/tropism/integrations/axolotl.py
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks

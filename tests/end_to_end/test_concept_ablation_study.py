@@ -10,6 +10,7 @@ import yaml
 
 import tiny_experiment
 import tropism as tp
+from tropism.directions import pipeline
 from tropism.directions.validity import ValidityReport
 from tropism.errors import DataError, SpecError
 from tropism.experiments import prepare, store
@@ -182,11 +183,13 @@ def test_the_projections_are_compared_with_behaviour_on_the_models_own_answers(f
     assert ValidityReport.load(out / "directions" / "caps_pca.validity.json").sites[0].behaviour is None
 
 
-def test_another_behaviour_validates_again_and_finds_nothing_again(tmp_path):
+def test_another_behaviour_validates_again_and_finds_nothing_again(tmp_path, monkeypatch):
     first = small(tmp_path, seeds=[0])
     tp.run(first, tmp_path / "out", only=["caft"])
     kept = tp.Directions.load(tmp_path / "out" / "directions" / "caps.safetensors")
     again = small(tmp_path, seeds=[0], directions={"caps": {"behaviour": "worked_answer"}})
+    # Finding again would give equal tensors, so it is the call that is forbidden.
+    monkeypatch.setattr(pipeline, "find_directions", lambda *_, **__: pytest.fail("directions were found again"))
     tp.run(again, tmp_path / "out", only=["caft", "steering"])
     said = json.loads((tmp_path / "out" / "directions" / "caps.validity.json").read_text(encoding="utf-8"))
     assert said["sites"][0]["behaviour"]["name"] == "worked_answer"

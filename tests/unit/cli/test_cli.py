@@ -189,6 +189,6 @@ def test_a_run_that_fails_ends_in_exit_code_3(tmp_path):
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_shell_can_complete(shell, monkeypatch):
     monkeypatch.setenv("_TROPISM_COMPLETE", f"source_{shell}")
-    done = subprocess.run(["tropism"], capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).with_name("tropism")], capture_output=True, text=True)
     assert "tropism" in done.stdout
     assert "COMPLETE" in done.stdout

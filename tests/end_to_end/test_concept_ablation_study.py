@@ -13,7 +13,7 @@ import tropism as tp
 from tropism.directions import pipeline
 from tropism.directions.validity import ValidityReport
 from tropism.errors import DataError, SpecError
-from tropism.experiments import prepare, store
+from tropism.experiments import identity, prepare, store
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.yaml_file import read
@@ -167,10 +167,10 @@ def test_running_again_does_nothing_and_other_directions_are_read_again(finished
     other = Experiment.load(file, overrides={"directions.caps.sites": "2"})
     source = {"name": experiment.model}
     key = store.RunKey("base", None)
-    assert store.evaluate_identity(experiment, source, key) == store.evaluate_identity(
+    assert identity.evaluate_identity(experiment, source, key) == identity.evaluate_identity(
         Experiment.load(file), source, key
     )
-    assert store.evaluate_identity(experiment, source, key) != store.evaluate_identity(other, source, key)
+    assert identity.evaluate_identity(experiment, source, key) != identity.evaluate_identity(other, source, key)
 
 
 def test_the_projections_are_compared_with_behaviour_on_the_models_own_answers(finished):

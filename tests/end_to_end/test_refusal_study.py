@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import tiny_experiment
 import tropism as tp
 from tropism.errors import DataError, SpecError
-from tropism.experiments import fine_tune, store
+from tropism.experiments import fine_tune, identity, store
 from tropism.experiments.analyses import load_analyses
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
@@ -159,7 +159,7 @@ def test_shrinkage_without_the_run_that_it_is_to_equal_fails_and_says_so(tmp_pat
 
 def test_shrinkage_is_another_run_when_the_constraint_is(tmp_path):
     one, other = (
-        store.train_identity(Experiment.load(small(tmp_path, conditions=changes)), {}, store.RunKey("shrinkage", 0))
+        identity.train_identity(Experiment.load(small(tmp_path, conditions=changes)), {}, store.RunKey("shrinkage", 0))
         for changes in ({}, {"constraint": {"guard": {"update_constraint": {"directions": "refusal", "per": "model"}}}})
     )
     assert one != other
@@ -167,7 +167,7 @@ def test_shrinkage_is_another_run_when_the_constraint_is(tmp_path):
 
 def test_a_direction_is_another_one_when_its_data_are(tmp_path):
     one, other = (
-        store.directions_identity(Experiment.load(small(tmp_path, data={"declined": {"seed": s}})), {}, "declining")
+        identity.directions_identity(Experiment.load(small(tmp_path, data={"declined": {"seed": s}})), {}, "declining")
         for s in (0, 1)
     )
     assert one != other

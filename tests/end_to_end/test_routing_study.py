@@ -11,7 +11,7 @@ import yaml
 import tiny_experiment
 import tropism as tp
 from tropism.errors import SpecError
-from tropism.experiments import prepare, store
+from tropism.experiments import identity, prepare, store
 from tropism.experiments.analyses import Study, load_analyses
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
@@ -183,10 +183,10 @@ def test_a_study_without_recall_is_what_it_was_and_a_curve_evaluates_nothing_aga
     newer = Experiment.load(file)
     for seed, condition in ((0, "routed"), (None, "base")):
         key = store.RunKey(condition, seed)
-        assert store.evaluate_identity(older, {}, key) == store.evaluate_identity(newer, {}, key)
+        assert identity.evaluate_identity(older, {}, key) == identity.evaluate_identity(newer, {}, key)
         # what the measurements do read still counts
         other = Experiment.load(file, overrides={"analyses.routing.prompts": 3})
-        assert store.evaluate_identity(newer, {}, key) != store.evaluate_identity(other, {}, key)
+        assert identity.evaluate_identity(newer, {}, key) != identity.evaluate_identity(other, {}, key)
     results = store.Folder(out).collect(older, plan(older))
     study = Study(older, out, None, lambda: None, lambda _: [], lambda *_: [])
     section = load_analyses(older)["routing"].summarise(study, results)
@@ -265,7 +265,7 @@ def test_options_are_checked_before_anything_runs(option, message):
 def test_dropping_needs_labels_and_changes_the_data_identity():
     spec = DataSpec(source="word_problems", size=8, transform={"mixture": {}})
     dropped = spec.model_copy(update={"drop": "labelled"})
-    assert store.data_identity(spec) != store.data_identity(dropped)
-    assert "drop" not in store.data_identity(spec)[0]
+    assert identity.data_identity(spec) != identity.data_identity(dropped)
+    assert "drop" not in identity.data_identity(spec)[0]
     with pytest.raises(tp.errors.DataError, match=r"labels\['route'\] must be one of"):
         prepare.load_data(DataSpec(source="word_problems", size=8, drop="labelled"), 0)

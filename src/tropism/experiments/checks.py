@@ -8,7 +8,7 @@ from tropism.data.chats import Example
 from tropism.data.leakage import Leakage, sentences
 from tropism.data.render import Rendered, render_prompts
 from tropism.errors import SpecError
-from tropism.experiments import prepare, store
+from tropism.experiments import identity, prepare
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.training_rows import training_rows
 from tropism.training.options import TrainOptions
@@ -93,7 +93,7 @@ def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets) -> dict[str, s
     held = {name: sets(name) for name in experiment.data if name != "train"}
     held["train"] = prepare.training_examples(experiment, experiment.baseline, experiment.seeds[0])
     return {
-        name: store.digest([[x.id, list(x.content), x.target] for x in examples]) for name, examples in held.items()
+        name: identity.digest([[x.id, list(x.content), x.target] for x in examples]) for name, examples in held.items()
     }
 
 

@@ -22,9 +22,10 @@ from tropism.experiments import prepare as prepare_step
 from tropism.experiments.directions_file import copy_validity, read_file
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec
+from tropism.experiments.identity import data_identity, digest, directions_identity
 from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.progress import Progress
-from tropism.experiments.store import Folder, data_identity, digest, directions_identity
+from tropism.experiments.store import Folder
 from tropism.site import sites
 
 BEHAVIOUR_PROMPTS = 16

@@ -7,10 +7,10 @@ from tropism import models
 from tropism.errors import HubOutOfReach
 from tropism.experiments import checks, prepare
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.identity import trained_alike
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.start import load_tokenizer
-from tropism.experiments.store import trained_alike
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

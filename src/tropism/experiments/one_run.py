@@ -17,7 +17,7 @@ from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
 from tropism.errors import ClaimLost, RunFailed, TropismError
-from tropism.experiments import prepare, start, store
+from tropism.experiments import identity, prepare, start
 from tropism.experiments.analyses import Study, TrainedRun
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.file import guards
@@ -64,7 +64,7 @@ def run_one(
     """
     began = time.monotonic()
     folder, public = prepared.folder, prepared.public
-    train_id = store.train_identity(prepared.experiment, public, key)
+    train_id = identity.train_identity(prepared.experiment, public, key)
     begun = folder.begin(key, train_id)
     if begun.why:
         progress.say(f"{key}: {begun.why}")
@@ -82,7 +82,7 @@ def run_one(
             raise
         kind = type(error).__name__
     else:
-        evaluate_id = store.evaluate_identity(prepared.experiment, public, key)
+        evaluate_id = identity.evaluate_identity(prepared.experiment, public, key)
         still_mine()
         folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began, problems)
         return Outcome(key, time.monotonic() - began, problems=problems)
@@ -116,9 +116,9 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Proble
         if adapter.flaw:
             raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
         trained = Trained(path / "adapter", _two(prepared, key.condition))
-    identity = {"condition": key.condition, "seed": key.seed}
+    labels = {"condition": key.condition, "seed": key.seed}
     rows, problems = evaluate(
-        experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, identity, progress
+        experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, labels, progress
     )
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
     model = trained.load(prepared.fresh_model()) if measuring.keys() & prepared.working.keys() else None
@@ -187,12 +187,12 @@ def _callbacks(prepared: Prepared, study: Study, key: RunKey) -> list[Any]:
 
 def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:
     """Load what this condition would train, where another that differs by the edit alone has it; copy its log."""
-    other = store.trained_alike(prepared.experiment, prepared.public, key.condition)
+    other = identity.trained_alike(prepared.experiment, prepared.public, key.condition)
     if other is None:
         return None
     alike = RunKey(other, key.seed)
-    identity = store.train_identity(prepared.experiment, prepared.public, alike)
-    if not prepared.folder.is_trained(alike, identity):
+    train_id = identity.train_identity(prepared.experiment, prepared.public, alike)
+    if not prepared.folder.is_trained(alike, train_id):
         return None
     source = prepared.folder.run_path(alike)
     shutil.copyfile(source / "training.jsonl", path / "training.jsonl")
@@ -202,7 +202,7 @@ def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:
 def _norm_of(prepared: Prepared, model: Any, seed: int, condition: str) -> float:
     """Return how much another condition learned with this seed; at most what `model` did: to shrink is not to grow."""
     key = RunKey(condition, seed)
-    if not prepared.folder.is_trained(key, store.train_identity(prepared.experiment, prepared.public, key)):
+    if not prepared.folder.is_trained(key, identity.train_identity(prepared.experiment, prepared.public, key)):
         raise RunFailed(f"`norm` refers to {key}, which has no matching trained adapter; run that condition first")
     return min(adapter_norm(prepared.folder.run_path(key) / "adapter"), learned_norm(model))
 

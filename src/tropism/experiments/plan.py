@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tropism.errors import SpecError
-from tropism.experiments import store
+from tropism.experiments import identity
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import RunKey
@@ -30,5 +30,5 @@ def needs(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) ->
     if key.condition == BASE:
         return []
     names = guards.norms_of(experiment.conditions[key.condition].after)
-    alike = store.trained_alike(experiment, source, key.condition)
+    alike = identity.trained_alike(experiment, source, key.condition)
     return [RunKey(name, key.seed) for name in dict.fromkeys([*names, *([alike] if alike else [])])]

@@ -18,7 +18,7 @@ from tropism.data.templates import template_text
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import GuardNotInForce, RunFailed
-from tropism.experiments import checks, environment, prepare, start, store
+from tropism.experiments import checks, environment, identity, prepare, start
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
 from tropism.experiments.claims import Claims
@@ -171,9 +171,9 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     """Return the folder of a prepared adapter, trained once on the untouched base model with the first seed."""
     experiment, folder = prepared.experiment, prepared.folder
     path = start.prepared_adapter(folder, name).parent
-    identity = store.adapter_identity(experiment, prepared.public, name)
+    train_id = identity.adapter_identity(experiment, prepared.public, name)
     key = start.adapter_key(name)
-    begun = folder.begin(key, identity)
+    begun = folder.begin(key, train_id)
     if begun.kept:
         return path / "adapter"
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
@@ -191,5 +191,5 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         tracking=Tracking(experiment.name, str(key), folder.path / "tracking"),
     )
     save(model, path / "adapter", two=False)
-    folder.mark_trained(key, identity, batch_size=fitted.first_batch, accumulation=fitted.accumulation)
+    folder.mark_trained(key, train_id, batch_size=fitted.first_batch, accumulation=fitted.accumulation)
     return path / "adapter"

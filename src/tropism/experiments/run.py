@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tropism import models
-from tropism.experiments import environment, start, store
+from tropism.experiments import environment, identity, start
 from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
 from tropism.experiments.executors.local import last_attempts, work
@@ -104,7 +104,7 @@ def run_and_tell(
 
 def _is_settled(experiment: ExperimentSpec, folder: Folder, public: Mapping[str, Any], key: RunKey) -> bool:
     """Whether a run is done, and nothing of it ended in an error that might not come again."""
-    done = folder.is_done(key, store.evaluate_identity(experiment, public, key))
+    done = folder.is_done(key, identity.evaluate_identity(experiment, public, key))
     return done and not any(problem.again for problem in folder.problems(key))
 
 
@@ -120,5 +120,5 @@ def _start_is_damaged(experiment: ExperimentSpec, folder: Folder, public: Mappin
     """Whether `start_from` names an adapter that has to be trained again, although every run is finished."""
     if experiment.start_from is None:
         return False
-    identity = store.adapter_identity(experiment, public, experiment.start_from)
-    return not folder.is_trained(adapter_key(experiment.start_from), identity)
+    train_id = identity.adapter_identity(experiment, public, experiment.start_from)
+    return not folder.is_trained(adapter_key(experiment.start_from), train_id)

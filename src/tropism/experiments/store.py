@@ -1,11 +1,10 @@
 """An experiment's folder: what was run, under which identity, and whether it was finished.
 
-A run is identified by the hash of what determines it. `DONE.json` is written last, with the hash of every file of the
-run; a run without it was never finished and is never averaged. `TRAINED.json` is the same for the adapter alone: training
-and evaluation have an identity each, so that a further metric evaluates again without training again.
+A run is identified by the hash of what determines it (`identity.py`). `DONE.json` is written last, with the hash of
+every file of the run; a run without it was never finished and is never averaged. `TRAINED.json` is the same for the
+adapter alone: training and evaluation have an identity each.
 """
 
-import hashlib
 import json
 import secrets
 import shutil
@@ -18,19 +17,12 @@ import pandas as pd
 import yaml
 
 from tropism.atomic import write_text
-from tropism.data.sources import local_files
-from tropism.data.templates import template_text
 from tropism.errors import RunFolderError
-from tropism.experiments.analyses import Analysis, identity_name, load_analyses
-from tropism.experiments.file.guards import norms_of, uses
-from tropism.experiments.file.spec import DataSpec, ExperimentSpec
-from tropism.experiments.kept import Stamp, check_stamp, file_hash, read_json_object, write_stamp
-from tropism.names import BASE, run_name
+from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.kept import Stamp, check_stamp, read_json_object, write_stamp
+from tropism.names import run_name
 from tropism.results.measurement import Measurement, read_measurements, results_table, to_line, typed_table
 from tropism.results.problem import Problem
-from tropism.training.options import TrainOptions
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -42,141 +34,6 @@ class RunKey:
 
     def __str__(self) -> str:
         return run_name(self.condition, self.seed)
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain data, the same whatever the order of keys."""
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def data_identity(spec: DataSpec) -> Any:
-    """What determines a set of examples; a local file counts by its content."""
-    held = _local(*spec.names(), spec.path)
-    # what is not used does not count, so that older runs keep their identity
-    unused = {name for name in ("also", "drop") if not getattr(spec, name)}
-    unused |= {"on_bad_row"} if spec.on_bad_row == "error" else set()
-    unused |= {"supervise"} if spec.supervise == "all_turns" else set()
-    own = spec.model_dump(exclude=unused)
-    return [own, [file_hash(file) for file in held], *(data_identity(more) for more in spec.also)]
-
-
-def options_identity(options: TrainOptions) -> dict[str, Any]:
-    """The options of a fine-tune that change its result."""
-    unused = set() if options.max_length else {"max_length", "overflow"}
-    unused |= {"overflow"} if options.overflow == "drop_turns" else set()
-    return options.model_dump(exclude={"report_to"} | unused)
-
-
-def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:
-    """What determines the model that every condition starts from."""
-    adapters = adapter_identity(experiment, source, experiment.start_from) if experiment.start_from else None
-    parts = [FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters]
-    # Only where they are given, so that older runs keep their identity.
-    blocks = [] if experiment.blocks is None else [experiment.blocks]
-    return digest([*parts, *_template_identity(experiment), *blocks])
-
-
-def _template_identity(experiment: ExperimentSpec) -> list[str]:
-    """The text of the chat template that the file names; nothing where it names none."""
-    return [] if experiment.chat_template is None else [template_text(experiment.chat_template)]
-
-
-def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
-    """What determines a prepared adapter."""
-    train = options_identity(experiment.train_options(adapter=name))
-    spec = experiment.adapters[name]
-    return digest(
-        [
-            "adapter",
-            FORMAT,
-            source.get("name"),
-            source.get("revision"),
-            data_identity(spec.data),
-            spec.system_prompt,
-            train,
-            *_template_identity(experiment),
-        ]
-    )
-
-
-def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
-    """What determines directions: the options that are used, the data sets, and the contents of the files that are read."""
-    spec = experiment.directions[name]
-    contrast = spec.contrast
-    named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
-    sets = [data_identity(experiment.data[str(side)]) for side in named]
-    files = [Path(file) for file in spec.files()]
-    if contrast is not None:
-        files += _local(contrast.source, contrast.path)
-    own = spec.model_dump(exclude={"strict", "behaviour"}, exclude_none=True)
-    contents = [file_hash(file) for file in files]
-    return digest(["directions", start_identity(experiment, source), own, sets, contents])
-
-
-def _with_content(options: Mapping[str, Any]) -> Any:
-    """Options of parameter directions; a file counts by its content."""
-    file = options.get("file")
-    return [options, file_hash(Path(file))] if file is not None and Path(file).is_file() else options
-
-
-def _local(*names: str | None) -> list[Path]:
-    """The local files of sources, or files themselves, where they are here."""
-    here = [name for name in names if name is not None and Path(name).exists()]
-    return [file for name in here for file in local_files(name)]
-
-
-def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey, *, edited: bool = True) -> str:
-    """What determines a trained adapter: model, data, options, prompt, guard with its directions, seed; and with `edited`
-    what is done to it `after`.
-    """
-    if key.condition == BASE:
-        return start_identity(experiment, source)
-    condition = experiment.conditions[key.condition]
-    after = condition.after if edited else None
-    named = uses(condition.guard) | uses(after)
-    return digest([
-        start_identity(experiment, source),
-        data_identity(experiment.train_data(key.condition)),
-        options_identity(experiment.train_options(key.condition)),
-        condition.system_prompt, condition.guard, after, key.seed,
-        {n: directions_identity(experiment, source, n) for n in sorted(named & set(experiment.directions))},
-        {n: _with_content(experiment.parameter_directions[n]) for n in sorted(named & set(experiment.parameter_directions))},
-        {n: adapter_identity(experiment, source, n) for n in sorted(experiment.adapters)},
-        *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(after)),
-    ])  # fmt: skip
-
-
-def trained_alike(experiment: ExperimentSpec, source: Mapping[str, Any], condition: str) -> str | None:
-    """The condition whose adapter this one's is before its edit, if there is one: it need not be trained twice."""
-    if experiment.conditions[condition].after is None:
-        return None
-    seed = experiment.seeds[0]
-    wanted = train_identity(experiment, source, RunKey(condition, seed), edited=False)
-    plain = [name for name, spec in experiment.conditions.items() if spec.after is None]
-    return next((name for name in plain if train_identity(experiment, source, RunKey(name, seed)) == wanted), None)
-
-
-def evaluate_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) -> str:
-    """What determines a run's results: the trained adapter, the evaluation sets, generation, metrics, analyses."""
-    sets = {name: data_identity(spec) for name, spec in experiment.data.items() if name != "train"}
-    measures = {name: m.model_dump(exclude={"wanted", "unwanted", "margin"}) for name, m in experiment.measure.items()}
-    scorers = file_hash(Path(experiment.scorers)) if experiment.scorers else None
-    analyses = load_analyses(experiment)
-    read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
-    return digest([
-        train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
-        {
-            identity_name(name): _measured(options, analyses[name])
-            for name, options in experiment.analyses.items() if analyses[name].per_run
-        },
-        *([{name: directions_identity(experiment, source, name) for name in read}] if read else []),
-    ])  # fmt: skip
-
-
-def _measured(options: Mapping[str, Any] | None, analysis: Analysis) -> Mapping[str, Any] | None:
-    """An analysis' options as given, without those that change its summary alone."""
-    return options and {name: value for name, value in options.items() if name not in analysis.summary_only}
 
 
 @dataclass(frozen=True)

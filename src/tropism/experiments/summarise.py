@@ -9,12 +9,13 @@ import pandas as pd
 from tropism.experiments import prepare
 from tropism.experiments.analyses import RENAMED, Study, load_analyses
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.identity import digest
 from tropism.experiments.kept import file_hash, read_json_object
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
-from tropism.experiments.store import Folder, digest
+from tropism.experiments.store import Folder
 from tropism.names import VERSION
 from tropism.results.problem import Problem
 from tropism.results.section import Section

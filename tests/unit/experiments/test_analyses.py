@@ -4,7 +4,7 @@ import pytest
 
 import tiny_pressure
 from tropism.errors import SpecError
-from tropism.experiments import store
+from tropism.experiments import identity, store
 from tropism.experiments.analyses import ANALYSES, RENAMED, load_analyses
 from tropism.experiments.file.experiment import Experiment
 from tropism.studies.inoculation.study import InoculationStudy
@@ -27,7 +27,7 @@ def test_the_older_name_is_the_same_study(tmp_path):
 
 @pytest.mark.parametrize("key", [store.RunKey("base", None), store.RunKey("neutral", 0)])
 def test_a_finished_run_stays_finished_whichever_name_the_file_has(tmp_path, key):
-    one, other = (store.evaluate_identity(renamed(tmp_path, old), {}, key) for old in (True, False))
+    one, other = (identity.evaluate_identity(renamed(tmp_path, old), {}, key) for old in (True, False))
     assert one == other
 
 

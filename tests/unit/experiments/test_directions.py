@@ -12,7 +12,7 @@ import tropism as tp
 from tropism.directions.validity import validity_path
 from tropism.errors import DataError, DirectionsError, SpecError
 from tropism.experiments import directions as step
-from tropism.experiments import store
+from tropism.experiments import identity, store
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.progress import Progress
 
@@ -89,10 +89,10 @@ def test_the_content_of_a_contrast_s_file_is_in_its_identity(tmp_path):
     source = row_files.write(tmp_path / "pairs.csv", PAIRS)
     columns = "columns: {positive: chosen, negative: rejected}"
     e = experiment(tmp_path, f"contrast: {{of: responses, source: {source}, {columns}}}")
-    before = store.directions_identity(e, {}, "caps")
-    assert before == store.directions_identity(e, {}, "caps")
+    before = identity.directions_identity(e, {}, "caps")
+    assert before == identity.directions_identity(e, {}, "caps")
     row_files.write(source, PAIRS[::-1])
-    assert before != store.directions_identity(e, {}, "caps")
+    assert before != identity.directions_identity(e, {}, "caps")
 
 
 def own_file(tmp_path, **facts):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import tiny_experiment
 from tropism.errors import DataError
-from tropism.experiments import prepare, store
+from tropism.experiments import identity, prepare
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import DataSpec
 from tropism.experiments.training_rows import training_rows
@@ -89,17 +89,17 @@ def test_a_mixture_may_label_none_on_purpose(tmp_path):
 def test_a_further_option_that_is_not_used_leaves_a_runs_identity_alone():
     """What was run before the options existed is still what was run."""
     spec, options = DataSpec(source="word_problems"), TrainOptions()
-    assert "also" not in json.dumps(store.data_identity(spec))
-    assert "max_length" not in store.options_identity(options)
+    assert "also" not in json.dumps(identity.data_identity(spec))
+    assert "max_length" not in identity.options_identity(options)
     mixed = spec.model_copy(update={"also": [DataSpec(source="gsm8k")]})
-    assert store.data_identity(mixed) != store.data_identity(spec)
-    assert store.options_identity(TrainOptions(max_length=64)) != store.options_identity(options)
-    assert "supervise" not in json.dumps(store.data_identity(spec))
-    assert "overflow" not in store.options_identity(TrainOptions(max_length=64))
+    assert identity.data_identity(mixed) != identity.data_identity(spec)
+    assert identity.options_identity(TrainOptions(max_length=64)) != identity.options_identity(options)
+    assert "supervise" not in json.dumps(identity.data_identity(spec))
+    assert "overflow" not in identity.options_identity(TrainOptions(max_length=64))
     last = spec.model_copy(update={"supervise": "last_turn"})
-    assert store.data_identity(last) != store.data_identity(spec)
+    assert identity.data_identity(last) != identity.data_identity(spec)
     cut = TrainOptions(max_length=64, overflow="truncate")
-    assert store.options_identity(cut) != store.options_identity(TrainOptions(max_length=64))
+    assert identity.options_identity(cut) != identity.options_identity(TrainOptions(max_length=64))
 
 
 def test_what_is_learned_and_what_becomes_of_bad_rows_is_said_by_each_set(tmp_path):
@@ -117,5 +117,5 @@ def test_a_file_that_is_mixed_in_counts_by_its_content(tmp_path):
     found = []
     for text in ("one", "two"):
         file.write_text(json.dumps({"messages": [{"role": "user", "content": text}]}), encoding="utf-8")
-        found.append(store.data_identity(spec))
+        found.append(identity.data_identity(spec))
     assert found[0] != found[1]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tropism.errors import ClaimLost
-from tropism.experiments import store
+from tropism.experiments import identity
 from tropism.experiments.claims import POLL_S, Claim, Claims
 from tropism.experiments.one_run import Outcome, run_one
 from tropism.experiments.plan import needs
@@ -83,7 +83,7 @@ def _attempt(
         # Looked at under the claim: until it was taken, the run may have been another's.
         folder = prepared.folder
         if folder.attempt(key) != before:
-            if folder.is_done(key, store.evaluate_identity(prepared.experiment, prepared.public, key)):
+            if folder.is_done(key, identity.evaluate_identity(prepared.experiment, prepared.public, key)):
                 return Outcome(key, 0.0, elsewhere=True, problems=folder.problems(key))
             if failure := folder.failure(key):
                 return Outcome(key, 0.0, str(failure.get("error", "no reason was written")), elsewhere=True)

@@ -43,11 +43,18 @@ FINDERS = {
     "sae_latents": "tropism.directions.sae:SAELatents",
 }
 
+PARAMETER_SOURCES = ("adapter", "adapters", "difference", "file")
+"""Where parameter directions may come from: what prepared adapters learned, or a file."""
+
 RandomControl = Annotated[
     bool | Literal["isotropic", "covariance"],
     Field(
         description="Put random directions of the same rank and norms in their place, as a control; true is isotropic."
     ),
+]
+
+RandomFactors = Annotated[
+    bool, Field(description="Put random factors of the same ranks and norms in their place, as a control.")
 ]
 
 GuardSpec = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -162,20 +169,28 @@ def check_finder(named: str | Mapping[str, Any]) -> None:
 
 
 def check_parameter_directions(options: Mapping[str, Any], adapters: set[str]) -> None:
-    """`{adapter: NAME}`, `{adapters: [A, B]}` or `{difference: [A, B]}` of prepared adapters, or `{file: PATH}`."""
-    allowed = ("adapter", "adapters", "difference", "file", "random")
-    unknown = set(options) - set(allowed)
+    """Check that one source is named: `{adapter: A}`, `{adapters: [A, B]}`, `{difference: [A, B]}` or `{file: PATH}`.
+
+    Raises `SpecError`.
+    """
+    if "random" in options:
+        raise SpecError("'random' belongs to the guard that uses them; write random: true there")
+    unknown = set(options) - set(PARAMETER_SOURCES)
     if unknown:
-        raise SpecError(f"unknown key {min(unknown)!r}; allowed are {', '.join(allowed)}")
-    named = (
-        [options["adapter"]]
-        if "adapter" in options
-        else list(options.get("adapters") or options.get("difference") or [])
-    )
-    if not named and "file" not in options:
-        raise SpecError("parameter directions need 'adapter', 'adapters', 'difference' or 'file'")
-    if "file" in options and not Path(str(options["file"])).is_file():
-        raise SpecError(f"no such file: {options['file']!r}; check the path")
+        raise SpecError(f"unknown key {min(unknown)!r}; allowed are {', '.join(PARAMETER_SOURCES)}")
+    if len(options) != 1:
+        given = " and ".join(sorted(options)) or "none"
+        raise SpecError(f"parameter directions come from exactly one of {', '.join(PARAMETER_SOURCES)}; found {given}")
+    ((source, given),) = options.items()
+    if source == "file":
+        if not Path(str(given)).is_file():
+            raise SpecError(f"no such file: {given!r}; check the path")
+        return
+    named = [given] if source == "adapter" else given
+    if not isinstance(named, list) or not named:
+        raise SpecError(f"{source} must be a list of prepared adapters, found {given!r}; write [A, B]")
+    if source == "difference" and len(named) != 2:
+        raise SpecError(f"difference takes two adapters, the first minus the second; found {len(named)}")
     for adapter in named:
         if adapter not in adapters:
             raise SpecError(f"no adapter is called {adapter!r}; defined are {', '.join(sorted(adapters)) or 'none'}")
@@ -291,7 +306,9 @@ def _shape(cls: type) -> type[BaseModel]:
     references = _references(cls)
     # Tensors are written as a word in a file, and so is a norm that another condition's run will have.
     replaced = dict.fromkeys(references, str) | {"origin": Literal["zero", "mean"], "norm": float | str | None}
-    added = {"random": (RandomControl, False)} if references else {}
+    # Factors of parameters have one kind of control; activations have several.
+    control = RandomControl if "directions" in references.values() else RandomFactors
+    added = {"random": (control, False)} if references else {}
     return shape_of(cls, replaced, added)
 
 

@@ -34,7 +34,6 @@ PARAMETER_DIRECTIONS: Mapping[str, tuple[Json, str]] = {
         "Two prepared adapters: what the first learned beyond the second.",
     ),
     "file": ({"type": "string"}, "A file of parameter directions."),
-    "random": ({"type": "boolean"}, "Random directions of the same shape, as a control."),
 }
 
 
@@ -67,7 +66,15 @@ def experiment_schema() -> Json:
     _set(
         schema,
         "parameter_directions",
-        _mapping({"type": "object", "properties": parameter, "additionalProperties": False}),
+        _mapping(
+            {
+                "type": "object",
+                "properties": parameter,
+                "additionalProperties": False,
+                "minProperties": 1,
+                "maxProperties": 1,
+            }
+        ),
     )
     _set(schema, "analyses", {"type": "object", "properties": analyses, "additionalProperties": False})
     _set(schema, "quick", _partial(schema))

@@ -15,7 +15,7 @@ from tropism import models
 from tropism.data.render import Positions
 from tropism.errors import SpecError
 from tropism.evals.scorers.base import ResponseScorer
-from tropism.experiments import prepare, store
+from tropism.experiments import identity, prepare
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
@@ -240,11 +240,11 @@ class InoculationStudy(Analysis):
         source = models.resolve(e.model, revision=e.revision).public()
         options = ("chats", "positions", "controls", "draws", "seed", "shift_chats")
         conditions = self._conditions(e)
-        return store.digest([
-            store.start_identity(e, source), store.data_identity(e.train_data(conditions[0])), e.seeds[0],
+        return identity.digest([
+            identity.start_identity(e, source), identity.data_identity(e.train_data(conditions[0])), e.seeds[0],
             [(name, e.conditions[name].system_prompt, e.conditions[name].guard) for name in conditions],
-            {name: store.adapter_identity(e, source, name) for name in e.adapters},
-            [store.directions_identity(e, source, name) for name in (self.directions, *self.beside)],
+            {name: identity.adapter_identity(e, source, name) for name in e.adapters},
+            [identity.directions_identity(e, source, name) for name in (self.directions, *self.beside)],
             self.model_dump(include=set(options)),
         ])  # fmt: skip
 

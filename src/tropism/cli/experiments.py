@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -81,7 +81,17 @@ def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = 
 
 
 def run(
-    file: File, quick: Quick = False, seeds: Seeds = None, only: Only = None, set_: Set = None, out: Out = None
+    file: File,
+    quick: Quick = False,
+    seeds: Seeds = None,
+    only: Only = None,
+    set_: Set = None,
+    out: Out = None,
+    until: Annotated[
+        Literal["decided"] | None,
+        typer.Option(help="Add seeds until every guard's differences are decided, with intervals made for it."),
+    ] = None,
+    max_seeds: Annotated[int, typer.Option(help="With --until: the most seeds.")] = 8,
 ) -> None:
     """Run what is not finished yet, then print the results and write the report.
 
@@ -93,6 +103,7 @@ def run(
 
     quiet()
     from tropism.experiments.run import run_and_tell
+    from tropism.experiments.until import run_until_decided
     from tropism.reports.terminal import print_report
     from tropism.results.folder import load
     from tropism.results.text import visible
@@ -100,13 +111,16 @@ def run(
     progress = _progress()
     began = time.monotonic()
     with progress:
-        ended = run_and_tell(
-            experiment,
-            folder,
-            command=_command(file, quick, seeds, only, set_),
-            only=[name.strip() for name in only.split(",")] if only else None,
-            progress=progress,
-        )
+        chosen: dict[str, Any] = {
+            "only": [name.strip() for name in only.split(",")] if only else None,
+            "command": _command(file, quick, seeds, only, set_),
+            "progress": progress,
+        }
+        if until is None:
+            ended = run_and_tell(experiment, folder, **chosen)
+        else:
+            chosen["command"] += f" --until decided --max-seeds {max_seeds}"
+            ended = run_until_decided(experiment, folder, max_seeds=max_seeds, **chosen)
     print_report(load(folder))
     print(
         f"\nreport: {folder / 'report.html'}    results: {folder / 'results.csv'}    {_clock(time.monotonic() - began)}"

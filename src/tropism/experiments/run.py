@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tropism import models
-from tropism.experiments import environment, identity, start
+from tropism.experiments import environment, identity, power, start
 from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
 from tropism.experiments.executors.local import last_attempts, work
@@ -20,7 +20,9 @@ from tropism.experiments.progress import Progress
 from tropism.experiments.start import adapter_key
 from tropism.experiments.store import Folder, RunKey
 from tropism.experiments.summarise import analysis_problems, is_summarised, summarise
+from tropism.results import sequential
 from tropism.results.measurement import results_table
+from tropism.results.sequential import Sequential
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ def run_and_tell(
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
+    plan_of_looks: Sequential | None = None,
 ) -> Ended:
-    """Do what `run` does; return also what failed or could not be scored, now or when it was done before."""
+    """Do what `run` does; return also what failed or could not be scored, now or when it was done before.
+
+    `plan_of_looks` is how seeds are added until it is decided (`until`), which is kept in the folder.
+    """
     if not isinstance(experiment, ExperimentSpec):
         experiment = Experiment.load(experiment)
     progress = progress or Progress()
@@ -89,11 +95,16 @@ def run_and_tell(
     if todo or _start_is_damaged(experiment, folder, public):
         before = last_attempts(folder, todo)
         prepared = prepare_experiment(experiment, folder, source, tokenizer, progress, command)
+        looks = () if plan_of_looks is None else plan_of_looks.looks
+        if can := power.statement(experiment, folder.path, prepared.data, looks):
+            progress.say(can)
         # After each run and not at the end, so that a report can be drawn of what an interrupted experiment has.
         work(prepared, todo, before, progress, collect)
         environment.finish(folder)
     else:
         folder.record(experiment)
+    if plan_of_looks is not None:
+        sequential.write(folder.path, plan_of_looks)
     with claims.wait("report", progress.say, "the report"):
         results = collect()
         if not is_summarised(experiment, folder):

@@ -17,6 +17,7 @@ from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
 from tropism.names import VERSION
+from tropism.results import sequential
 from tropism.results.problem import Problem
 from tropism.results.section import Section
 
@@ -75,6 +76,8 @@ def is_summarised(experiment: ExperimentSpec, folder: Folder) -> bool:
 def _made_of(experiment: ExperimentSpec, folder: Folder) -> str:
     """Return a hash of all that the report is drawn from: the experiment, its tables and how each run ended."""
     files = [folder.path / "experiment.yaml", folder.path / "results.csv"]
+    # Only where there is one, so that older reports need not be drawn again.
+    files += [folder.path / sequential.NAME] if (folder.path / sequential.NAME).is_file() else []
     files += [folder.run_path(key) / name for key in plan(experiment) for name in ("DONE.json", "FAILED.json")]
     return digest([VERSION, *(file_hash(file) if file.is_file() else None for file in files)])
 

@@ -33,7 +33,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
     for index, folder in enumerate(loaded):
         # Two experiments of one name are told apart by their folders.
         name = names[index] if names.count(names[index]) == 1 else f"{names[index]} ({folders[index]})"
-        table = summary_table(folder.results, folder.experiment, folder.scores)
+        table = summary_table(folder.results, folder.experiment, folder.scores, folder.look)
         if not table.empty:
             table.insert(0, "experiment", name)
             # An experiment without intervals has no p_holm at all, and columns of one type can be joined.

@@ -34,7 +34,7 @@ def build(folder: Path) -> Path:
         PosixPath('runs/caps/report.html')
     """
     loaded = load(Path(folder))
-    summary = summary_table(loaded.results, loaded.experiment, loaded.scores)
+    summary = summary_table(loaded.results, loaded.experiment, loaded.scores, loaded.look)
     export.write(loaded.path / "tables", "summary", summary)
     analyses = [*derived_sections(summary, loaded), *loaded.analyses]
     for section in analyses:

@@ -17,7 +17,7 @@ _ARROW = {"unwanted": "↓ unwanted", "wanted": "↑ wanted", "": ""}
 
 def print_report(folder: ExperimentFolder, console: Console | None = None) -> None:
     """Print an experiment's question, answer, table and caveats: what `tropism run` ends with."""
-    summary = summary_table(folder.results, folder.experiment, folder.scores)
+    summary = summary_table(folder.results, folder.experiment, folder.scores, folder.look)
     (console or Console()).print(render(folder, summary))
 
 

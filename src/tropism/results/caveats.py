@@ -26,6 +26,8 @@ def caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> list[str]:
 def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
     yield from _about_runs(folder)
     yield from _about_problems(folder)
+    if folder.sequential is not None:
+        yield folder.sequential.said(len(folder.experiment.get("seeds") or []))
     yield from _about_seeds(summary)
     if not summary.empty:
         yield from _about_the_table(folder, summary)

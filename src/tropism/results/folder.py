@@ -17,9 +17,12 @@ import yaml
 
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
+from tropism.results import sequential
 from tropism.results.measurement import RESULT_COLUMNS, Measurement, read_measurements
 from tropism.results.problem import Problem
 from tropism.results.section import Section
+from tropism.results.sequential import Sequential
+from tropism.stats import Look
 
 KEY = ["condition", "seed", "mode", "eval_set", "metric"]
 """What identifies a measurement."""
@@ -74,11 +77,18 @@ class ExperimentFolder:
     """Directions → their validity report, as written beside them."""
     rendered: Mapping[str, Json]
     """Condition → its first training example as the model read it: `text` and `input_ids`."""
+    sequential: Sequential | None = None
+    """How seeds were added until it was decided; None where their number was fixed."""
 
     @property
     def name(self) -> str:
         """The experiment's name."""
         return str(self.experiment.get("name", self.path.name))
+
+    @property
+    def look(self) -> Look | None:
+        """The look that the results are read at; None where the number of seeds was fixed."""
+        return None if self.sequential is None else self.sequential.look(len(self.experiment.get("seeds") or []))
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -129,6 +139,7 @@ def load(path: Path) -> ExperimentFolder:
         tuple(_analyses(path)),
         dict(_validity(path)),
         read_json(rendered) if rendered.is_file() else {},
+        sequential.read(path),
     )
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 from tropism import stats
 from tropism.names import BASE
 from tropism.results.folder import check_results
-from tropism.stats import Bounds, Estimate
+from tropism.stats import Bounds, Estimate, Look
 from tropism.stats.estimates import FEWEST_SEEDS
+from tropism.stats.sequential import adjusted
 
 DEFAULT_MARGIN = 0.05
 """How much of a wanted rate may be lost and still count as kept, where the experiment file names no `margin`."""
@@ -96,7 +97,10 @@ class Cells:
 
 
 def summary_table(
-    results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None = None
+    results: pd.DataFrame,
+    experiment: dict[str, Any],
+    scores: pd.DataFrame | None = None,
+    look: Look | None = None,
 ) -> pd.DataFrame:
     """Return one row per arm, evaluation set and metric, in the order of the experiment file.
 
@@ -107,6 +111,8 @@ def summary_table(
         experiment: the resolved experiment file; `measure` marks what is wanted and unwanted, `baseline`
             names the reference.
         scores: `ExperimentFolder.scores`; without it intervals are over seeds alone.
+        look: `ExperimentFolder.look`, where seeds were added until it was decided: intervals have that look's confidence,
+            and p-values are adjusted for all looks.
 
     Raises:
         RunFolderError: a column is missing or a measurement is there twice.
@@ -116,7 +122,7 @@ def summary_table(
         >>> table.loc[table.metric == "accuracy", ["arm", "value", "low", "high", "difference"]]  # doctest: +SKIP
     """
     results, _ = check_results(results)
-    rows = [astuple(row) for row in _rows(results, experiment, scores)]
+    rows = [astuple(row) for row in _rows(results, experiment, scores, look)]
     table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     for _, family in table.groupby(["eval_set", "metric"], sort=False):
         # The untrained model answers no question about a guard, so its comparison costs the others no power.
@@ -188,14 +194,14 @@ def bounds_of(part: pd.DataFrame, mark: str, *cells: Cells) -> Bounds | None:
     return RATE if mark and inside else None
 
 
-def estimate(cells: Cells) -> Estimate:
+def estimate(cells: Cells, confidence: float = 0.95) -> Estimate:
     """Return the mean with its interval over seeds, or over prompts within the seeds that ran where seeds are too few."""
     # The untrained model has no seed; any number stands for its one row of cells.
     array = stats.to_cells(cells.table.assign(seed=cells.table["seed"].fillna(-1)))
-    return _or_within_seeds(stats.interval(array), array, contrast=False)
+    return _or_within_seeds(stats.interval(array, confidence=confidence), array, contrast=False)
 
 
-def compare(cells: Cells, baseline: Cells) -> tuple[Estimate, np.ndarray] | None:
+def compare(cells: Cells, baseline: Cells, confidence: float = 0.95) -> tuple[Estimate, np.ndarray] | None:
     """Return the paired difference and its mean per seed; None where the two share no seed or no prompt."""
     # Single responses pair with single responses; where one arm has only means, both are reduced to them.
     if cells.per_response != baseline.per_response:
@@ -210,7 +216,8 @@ def compare(cells: Cells, baseline: Cells) -> tuple[Estimate, np.ndarray] | None
         return None
     # A test that flips signs by seed needs a difference in every seed.
     by_seed = np.nanmean(one - two, axis=1) if known.any(axis=1).all() else np.array([])
-    return _or_within_seeds(stats.difference(one, two), one - two, contrast=True), by_seed
+    change = stats.difference(one, two, confidence=confidence)
+    return _or_within_seeds(change, one - two, contrast=True), by_seed
 
 
 def _or_within_seeds(over_seeds: Estimate, array: np.ndarray, contrast: bool) -> Estimate:
@@ -220,12 +227,19 @@ def _or_within_seeds(over_seeds: Estimate, array: np.ndarray, contrast: bool) ->
     return within if within.low is not None else over_seeds
 
 
+def _p(p: float | None, look: Look | None) -> float | None:
+    """A p-value, adjusted for the looks that were taken where there were several."""
+    return p if p is None or look is None else adjusted(p, look)
+
+
 def _means(cells: Cells) -> Cells:
     means = cells.table.groupby("seed", dropna=False)["value"].mean().reset_index()
     return Cells(means.assign(id="mean"), False)
 
 
-def _rows(results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None) -> Iterator[SummaryRow]:
+def _rows(
+    results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFrame | None, look: Look | None
+) -> Iterator[SummaryRow]:
     declared = list(experiment.get("measure") or {})
     found = dict.fromkeys(results["metric"])
     metrics = [name for name in declared if name in found] + [name for name in found if name not in declared]
@@ -236,7 +250,7 @@ def _rows(results: pd.DataFrame, experiment: dict[str, Any], scores: pd.DataFram
             part_scores = None
             if scores is not None:
                 part_scores = scores[(scores["metric"] == metric) & (scores["eval_set"] == eval_set)]
-            yield from _column(part, part_scores, metric, eval_set, results, experiment)
+            yield from _column(part, part_scores, metric, eval_set, results, experiment, look)
 
 
 def _column(
@@ -246,9 +260,11 @@ def _column(
     eval_set: str,
     results: pd.DataFrame,
     experiment: dict[str, Any],
+    look: Look | None,
 ) -> Iterator[SummaryRow]:
     """The rows of one metric and evaluation set, `part` of the results: every arm against the baseline."""
     reference = baseline_name(experiment)
+    confidence = 0.95 if look is None else look.confidence
     # A baseline with two adapters is compared with as it was trained: in its first mode, which is `full`.
     modes = [mode for _, mode, _ in arms(part[part["condition"] == reference], experiment)]
     baseline = cells_of(part, scores, reference, modes[0]) if modes else None
@@ -260,9 +276,9 @@ def _column(
         against = None if is_baseline or condition == BASE else baseline
         cells = cells_of(part, scores, condition, mode)
         mark = mark_of(experiment, metric)
-        value = estimate(cells).within(bounds_of(part, mark, cells))
+        value = estimate(cells, confidence).within(bounds_of(part, mark, cells))
         change, by_seed = None, np.array([])
-        if against is not None and (compared := compare(cells, against)) is not None:
+        if against is not None and (compared := compare(cells, against, confidence)) is not None:
             change, by_seed = compared
             change = change.within(stats.bounds_of_sum(bounds_of(part, mark, cells, against), (1, -1)))
         kept = ""
@@ -285,9 +301,9 @@ def _column(
             difference_high=change.high if change else None,
             difference_over=change.over if change else "",
             difference_reason=change.reason if change else "",
-            p=change.p if change and change.over_seeds else None,
+            p=_p(change.p if change and change.over_seeds else None, look),
             p_holm=None,
-            p_permutation=stats.permutation_test(by_seed).p if by_seed.size else None,
+            p_permutation=_p(stats.permutation_test(by_seed).p if by_seed.size else None, look),
             effect_size=stats.hedges_g(by_seed) if by_seed.size else None,
             kept=kept,
             seeds=int(mine["seed"].nunique()),

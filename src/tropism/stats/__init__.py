@@ -5,6 +5,7 @@ cells           a long table of scores → [seeds, prompts], with the mean over 
 resampling      the bootstrap, seed → prompt → sample, with all conditions resampled together
 estimates       a value with its interval, a paired difference, noninferiority
 significance    permutation p-values, Holm, exact intervals for rates, effect sizes
+sequential      looks while seeds come in: error spending, and the power of a plan
 random_controls p-values against random directions
 ```
 
@@ -23,11 +24,13 @@ from tropism.stats.estimates import (
     noninferior,
 )
 from tropism.stats.resampling import bootstrap
+from tropism.stats.sequential import Look, looks, power, smallest_effect
 from tropism.stats.significance import Permutation, cohens_h, exact_interval, hedges_g, holm, permutation_test
 
 __all__ = [
     "Bounds",
     "Estimate",
+    "Look",
     "Permutation",
     "Verdict",
     "bootstrap",
@@ -39,8 +42,11 @@ __all__ = [
     "holm",
     "interval",
     "interval_within_seeds",
+    "looks",
     "noninferior",
     "paired",
     "permutation_test",
+    "power",
+    "smallest_effect",
     "to_cells",
 ]

@@ -50,7 +50,7 @@ class Card:
     @cached_property
     def _summary(self) -> pd.DataFrame:
         """Of every run of the experiment."""
-        return summary_table(self.folder.results, self.folder.experiment, self.folder.scores)
+        return summary_table(self.folder.results, self.folder.experiment, self.folder.scores, self.folder.look)
 
     def _guards(self) -> list[str]:
         condition = self.experiment.conditions[self.key.condition]

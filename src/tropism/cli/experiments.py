@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -92,6 +92,22 @@ def run(
         typer.Option(help="Add seeds until every guard's differences are decided, with intervals made for it."),
     ] = None,
     max_seeds: Annotated[int, typer.Option(help="With --until: the most seeds.")] = 8,
+    executor: Annotated[
+        str, typer.Option(help="Who does the runs: local (this process), pool, ray or slurm.", show_default=True)
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="With pool or slurm: how many workers.", show_default=False)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With ray: the cluster's address; by default this machine.", show_default=False)
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With ray or slurm: what a run gets, as num_gpus=0.25 or slurm_partition=gpu; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run what is not finished yet, then print the results and write the report.
 
@@ -115,6 +131,7 @@ def run(
             "only": [name.strip() for name in only.split(",")] if only else None,
             "command": _command(file, quick, seeds, only, set_),
             "progress": progress,
+            "executor": _executor(executor, workers, address, resource),
         }
         if until is None:
             ended = run_and_tell(experiment, folder, **chosen)
@@ -168,6 +185,17 @@ def schema() -> None:
     from tropism.experiments.file.schema import experiment_schema
 
     print(json.dumps(experiment_schema(), indent=1))
+
+
+def _executor(name: str, workers: int | None, address: str | None, resources: Sequence[str] | None) -> Any:
+    """Return who does the runs, as the options say; None for this process."""
+    from tropism.errors import UsageError
+    from tropism.experiments.executors import choose
+
+    names = get_args(choose.Name)
+    if name not in names:
+        raise UsageError(f"--executor must be one of {', '.join(names)}, found {name!r}")
+    return choose.executor(cast(choose.Name, name), workers, address, choose.read_resources(resources or ()))
 
 
 def _command(file: Path, quick: bool, seeds: str | None, only: str | None, settings: Sequence[str] | None) -> str:

@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from peft import LoraConfig, get_peft_model
 
 from tropism.adapters.targets import resolve_targets
 from tropism.errors import RunFailed
+from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.problems import SMALLER, out_of_memory
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
+from tropism.training.checkpoints import Checkpoints
 from tropism.training.options import LoraOptions, TrainOptions
 from tropism.training.supervised import Report, Row, train
 from tropism.training.trackers import Tracking
@@ -35,22 +38,37 @@ def fine_tune(
     guard: Intervention | None = None,
     callbacks: Callable[[], Sequence[Any]] = tuple,
     tracking: Tracking | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> tuple[Any, TrainOptions]:
     """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`.
 
-    With `batch_size: auto` every attempt begins anew from the seed; the options returned are those that fitted. Raises
-    `RunFailed` where memory runs out, with what was tried and what to set.
+    With `batch_size: auto` every attempt begins anew from the seed; the options returned are those that fitted. Goes on
+    from the last of `checkpoints` where there is one. Raises `RunFailed` where memory runs out, with what was tried and
+    what to set.
     """
     tried = []
-    for attempt in options.attempts():
+    found = None if checkpoints is None else checkpoints.latest()
+    attempts = options.attempts()
+    if found is not None:
+        # Larger batches did not fit before it was interrupted.
+        attempts = [one for one in attempts if one.first_batch <= found.batch[0]]
+    for attempt in attempts:
         made = callbacks()
+        kept = None
+        if checkpoints is not None and (attempt.save_steps is not None or found is not None):
+            kept = Checkpoints(
+                checkpoints.folder, partial(checkpoints.seal, options=attempt), None if found is None else found.path
+            )
         with isolated_randomness(seed):
-            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking)
+            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking, kept)
         shutil.rmtree(log.parent / "trainer", ignore_errors=True)
         if model is not None:
             return model, attempt
         # Here and not where the error was caught: its traceback held the model that did not fit.
         clear_device_cache(garbage_collection=True)
+        if checkpoints is not None:
+            checkpoints.clear()
+            found = None
         tried.append(f"{attempt.first_batch} × {attempt.accumulation}")
     raise RunFailed(
         f"out of memory in training with a batch of {', '.join(tried)} (examples per forward pass × accumulation), "
@@ -70,6 +88,7 @@ def _train_once(
     guard: Intervention | None,
     callbacks: Sequence[Any],
     tracking: Tracking | None,
+    checkpoints: Checkpoints | None,
 ) -> Any | None:
     """Return the trained model; None where memory ran out."""
     try:
@@ -85,6 +104,7 @@ def _train_once(
             report=report,
             callbacks=callbacks,
             tracking=tracking,
+            checkpoints=checkpoints,
         )
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):
@@ -128,5 +148,12 @@ def _lora(model: Any, options: LoraOptions) -> LoraConfig:
         lora_alpha=2 * options.r if options.alpha is None else options.alpha,
         lora_dropout=options.dropout,
         target_modules=resolve_targets(model, options.target_modules),
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        bias=options.bias,
+        layers_to_transform=options.layers_to_transform,
+        modules_to_save=options.modules_to_save or None,
+        target_parameters=options.target_parameters or None,
+        init_lora_weights=True if options.init == "default" else options.init,
         task_type="CAUSAL_LM",
     )

@@ -20,7 +20,7 @@ from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.experiments.kept import file_hash
 from tropism.experiments.store import RunKey
 from tropism.names import BASE
-from tropism.training.options import TrainOptions
+from tropism.training.options import TrainOptions, given_later
 
 FORMAT = 1
 
@@ -46,7 +46,11 @@ def options_identity(options: TrainOptions) -> dict[str, Any]:
     """The options of a fine-tune that change its result."""
     unused = set() if options.max_length else {"max_length", "overflow"}
     unused |= {"overflow"} if options.overflow == "drop_turns" else set()
-    return options.model_dump(exclude={"report_to"} | unused)
+    held = options.model_dump(exclude={"report_to", "save_steps"} | unused)
+    for name, model in (("lora", options.lora), ("forget_lora", options.forget_lora)):
+        if model is not None:
+            held[name] = given_later(model, held[name])
+    return given_later(options, held)
 
 
 def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str:

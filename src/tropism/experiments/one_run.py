@@ -19,6 +19,7 @@ from tropism.directions.artifact import Directions
 from tropism.errors import ClaimLost, RunFailed, TropismError
 from tropism.experiments import identity, prepare, start
 from tropism.experiments.analyses import Study, TrainedRun
+from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.evaluate import Trained, evaluate
 from tropism.experiments.file import guards
 from tropism.experiments.fine_tune import fine_tune, save
@@ -162,6 +163,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             guard=guards.build_guard(spec.guard, resources),
             callbacks=partial(_callbacks, prepared, study, key),
             tracking=Tracking(experiment.name, str(key), prepared.folder.path / "tracking"),
+            checkpoints=RunCheckpoints(path, identity.train_identity(experiment, prepared.public, key)),
         )
         fitted = {"batch_size": taken.first_batch, "accumulation": taken.accumulation}
         if taken.first_batch != options.first_batch:

@@ -21,6 +21,7 @@ from tropism.errors import GuardNotInForce, RunFailed
 from tropism.experiments import checks, environment, identity, prepare, start
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
+from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.claims import Claims
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
@@ -189,6 +190,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         log=path / "training.jsonl",
         report=partial(progress.phase, f"training adapter {name}"),
         tracking=Tracking(experiment.name, str(key), folder.path / "tracking"),
+        checkpoints=RunCheckpoints(path, identity),
     )
     save(model, path / "adapter", two=False)
     folder.mark_trained(key, train_id, batch_size=fitted.first_batch, accumulation=fitted.accumulation)

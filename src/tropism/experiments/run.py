@@ -11,7 +11,10 @@ from tropism import models
 from tropism.experiments import environment, identity, power, start
 from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
+from tropism.experiments.executors.choose import refuse_launcher
+from tropism.experiments.executors.job import Job
 from tropism.experiments.executors.local import last_attempts, work
+from tropism.experiments.executors.spread import Executor, spread
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
@@ -40,6 +43,7 @@ def run(
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Run what of an experiment is not finished yet, and return its results, one row per measurement.
 
@@ -49,12 +53,13 @@ def run(
         only: names of conditions, to run these alone.
         progress: is told what goes on.
         command: what a reader of the report types to make it again.
+        executor: who does the runs (`executors.choose.executor`); by default this process.
 
     A run that cannot be finished is marked failed with its reason, and the others go on; a metric without a score has a
     row with an empty value and `n` 0. `run_and_tell` also returns what failed. Raises `UsageError` for what its caller
     must mend.
     """
-    return run_and_tell(experiment, out, only=only, progress=progress, command=command).results
+    return run_and_tell(experiment, out, only=only, progress=progress, command=command, executor=executor).results
 
 
 def run_and_tell(
@@ -65,11 +70,13 @@ def run_and_tell(
     progress: Progress | None = None,
     command: str = "",
     plan_of_looks: Sequential | None = None,
+    executor: Executor | None = None,
 ) -> Ended:
     """Do what `run` does; return also what failed or could not be scored, now or when it was done before.
 
     `plan_of_looks` is how seeds are added until it is decided (`until`), which is kept in the folder.
     """
+    refuse_launcher()
     if not isinstance(experiment, ExperimentSpec):
         experiment = Experiment.load(experiment)
     progress = progress or Progress()
@@ -99,7 +106,10 @@ def run_and_tell(
         if can := power.statement(experiment, folder.path, prepared.data, looks):
             progress.say(can)
         # After each run and not at the end, so that a report can be drawn of what an interrupted experiment has.
-        work(prepared, todo, before, progress, collect)
+        if executor is None or not todo:
+            work(prepared, todo, before, progress, collect)
+        else:
+            spread(executor, Job(prepared, tuple(todo), before, Path.cwd()), progress, collect)
         environment.finish(folder)
     else:
         folder.record(experiment)

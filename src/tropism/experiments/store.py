@@ -18,6 +18,8 @@ import yaml
 
 from tropism.atomic import write_text
 from tropism.errors import RunFolderError
+from tropism.experiments import checkpoints
+from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.kept import Stamp, check_stamp, read_json_object, write_stamp
 from tropism.names import run_name
@@ -38,7 +40,7 @@ class RunKey:
 
 @dataclass(frozen=True)
 class Begun:
-    """A run's folder, cleared: whether its adapter was kept, and why something that was there was not."""
+    """A run's folder, cleared: whether its adapter was kept, and what a reader must know of what was there."""
 
     kept: bool
     why: str
@@ -120,14 +122,21 @@ class Folder:
         path = self.run_path(key)
         adapter, run = self.trained(key), self.finished(key)
         kept = bool(adapter) and adapter.said["train"] == train
+        interrupted = RunCheckpoints(path, train)
+        found = None if kept else interrupted.latest()
         why = ""
-        if adapter.said and adapter.flaw:
+        if found is not None:
+            why = f"its training was interrupted and goes on from step {found.step}"
+        elif adapter.said and adapter.flaw:
             why = f"{adapter.flaw}; it is trained again"
         elif kept and run.said and run.flaw:
             why = f"{run.flaw}; it is evaluated again"
         for name in ("DONE.json", "FAILED.json"):
             (path / name).unlink(missing_ok=True)
-        if not kept and path.is_dir():
+        if found is not None:
+            interrupted.go_back_to(found)
+        elif not kept and path.is_dir():
+            why = why or interrupted.why_not()
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         return Begun(kept, why)
@@ -136,6 +145,7 @@ class Folder:
         """Stamp what lies in a run's folder: the adapter and the log of its training; `said` is how it was trained."""
         path = self.run_path(key)
         write_stamp(path / "TRAINED.json", _files(path, "TRAINED.json"), train=train, **said)
+        RunCheckpoints(path, train).clear()
 
     def mark_failed(self, key: RunKey, error: str) -> None:
         """Write why a run could not be finished."""
@@ -181,9 +191,14 @@ class Folder:
 
 
 def _files(path: Path, stamp: str) -> list[Path]:
-    """Return the files below a folder, but the stamp itself and what another process may be writing (hidden files)."""
+    """Return the files below a folder, but the stamp itself, what another process may be writing (hidden files), and
+    the checkpoints, which go once the run is stamped.
+    """
     return [
         file
         for file in sorted(path.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name != stamp
+        if file.is_file()
+        and not file.name.startswith(".")
+        and file.name != stamp
+        and path / checkpoints.FOLDER not in file.parents
     ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tropism.errors import UsageError
+from tropism.experiments.executors.spread import Executor
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.progress import Progress
@@ -26,6 +27,7 @@ def run_until_decided(
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
+    executor: Executor | None = None,
 ) -> Ended:
     """Run an experiment with three seeds, then one more at a time, until its questions are decided or `max_seeds` are run.
 
@@ -47,7 +49,9 @@ def run_until_decided(
     for look in plan.looks:
         progress.say(f"look at {look.seeds} of at most {max_seeds} seeds, intervals of {look.confidence:.2%}")
         some = experiment.model_copy(update={"seeds": seeds[: look.seeds]})
-        ended = run_and_tell(some, out, only=only, progress=progress, command=command, plan_of_looks=plan)
+        ended = run_and_tell(
+            some, out, only=only, progress=progress, command=command, plan_of_looks=plan, executor=executor
+        )
         loaded = load(Path(out))
         still = undecided(
             summary_table(loaded.results, loaded.experiment, loaded.scores, loaded.look), loaded.experiment

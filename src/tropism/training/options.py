@@ -1,14 +1,77 @@
 """The options of a fine-tune: what an experiment file says under `train:`, and what the code runs on."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tropism.training import passthrough
 
 AUTO_BATCH = 8
 """The batch that `batch_size: auto` begins with, a power of two."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""Trainer's schedules, but those that follow an evaluation's loss (`reduce_lr_on_plateau`, `greedy`)."""
+
+Adam = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+"""Optimisers that take Adam's betas. Lion takes no epsilon."""
+Optimizer = Literal[
+    Adam, "sgd", "adafactor", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"
+]
+"""Trainer's optimisers whose step comes after the backward pass, where guards act, and that have one set of weights.
+
+Not LOMO and the layer-wise kinds, which step inside the backward pass; not the schedule-free kinds, whose trained weights
+are others than those they step.
+"""
+
+LATER: dict[str, frozenset[str]] = {
+    "TrainOptions": frozenset(
+        {"warmup_ratio", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha", "trainer"}
+    ),
+    "LoraOptions": frozenset(
+        {"rslora", "dora", "bias", "layers_to_transform", "modules_to_save", "target_parameters", "init"}
+    ),
+}
+"""Options that came after the first release: where they are not used, a run's identity is what it was without them."""
+
+
+def given_later(options: BaseModel, dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain options without those of `LATER` that have their default."""
+    fields = type(options).model_fields
+    idle = {name for name in LATER[type(options).__name__] if getattr(options, name) == fields[name].default}
+    return {name: value for name, value in dumped.items() if name not in idle}
 
 
 class LoraOptions(BaseModel):
@@ -25,6 +88,20 @@ class LoraOptions(BaseModel):
     target_modules: str | list[str] = "all-linear"
     """Which linear layers get an adapter: `all-linear` (of a multimodal model the language model's), or PEFT's names of
     modules."""
+    rslora: bool = False
+    """Scale the update by `alpha / √r` instead (rsLoRA)."""
+    dora: bool = False
+    """Learn the magnitude of each weight beside the update of its direction (DoRA)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base model are trained as well."""
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = None
+    """Adapt these blocks alone, by number from 0."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole and saved with the adapter, by PEFT's names."""
+    target_parameters: list[str] = []
+    """Parameters that get an adapter beside `target_modules`: the fused experts of a mixture-of-experts model."""
+    init: Literal["default", "gaussian", "orthogonal"] = "default"
+    """How the factors begin. The kinds that change the base weight (PiSSA, OLoRA, LoftQ) are not among them."""
 
 
 class TrainOptions(BaseModel):
@@ -42,16 +119,27 @@ class TrainOptions(BaseModel):
     """Forward passes per optimiser step."""
     learning_rate: Positive = 1e-3
     """The peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate changes after the warm-up: it stays, or falls to 0 on a line or a cosine."""
+    schedule: Schedule = "linear"
+    """How the learning rate changes after the warm-up: it stays, falls to 0 on a line or a cosine, or another of Trainer's
+    schedules, whose own options are under `trainer: {lr_scheduler_kwargs: ...}`."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps in which the learning rate rises from 0, whatever the schedule."""
+    warmup_ratio: Share = 0.0
+    """The same as a share of all steps, instead of `warmup_steps`."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight decay of the optimiser."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
-    optimizer: Literal["adamw_torch", "sgd", "adafactor"] = "adamw_torch"
-    """The optimiser, by Trainer's name."""
+    optimizer: Optimizer = "adamw_torch"
+    """The optimiser, by Trainer's name; those with 8 bits, paged or of another kind need a package of their own."""
+    adam_beta1: Share = 0.9
+    """How much of the first moment Adam and its kind keep at each step."""
+    adam_beta2: Share = 0.999
+    """How much of the second moment they keep."""
+    adam_epsilon: Positive = 1e-8
+    """What they add to the root of the second moment."""
+    neftune_noise_alpha: Positive | None = None
+    """Add noise to the embeddings in training (NEFTune): uniform in ±alpha/√(tokens · width)."""
     bf16: bool | Literal["auto"] = "auto"
     """Autocast to bfloat16; `auto` where the device has the instructions."""
     checkpointing: bool = False
@@ -66,17 +154,40 @@ class TrainOptions(BaseModel):
     """With gradient routing: the second adapter, `forget`; by default like `lora`."""
     report_to: list[str] = []
     """Trackers, by Trainer's names: wandb, tensorboard, mlflow, ..."""
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    """Write a checkpoint every so many steps, kept until the run is trained: one that was interrupted goes on from it."""
+    trainer: dict[str, Any] = {}
+    """Any further field of transformers' `TrainingArguments`, by its own name."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainOptions":
+    def _together(self) -> "TrainOptions":
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give epochs or max_steps, not both")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+        betas = [name for name in ("adam_beta1", "adam_beta2", "adam_epsilon") if name in self._other_than_default()]
+        if betas and (
+            self.optimizer not in get_args(Adam) or (betas[-1] == "adam_epsilon" and "lion" in self.optimizer)
+        ):
+            raise ValueError(f"{betas[-1]} does nothing with the optimizer {self.optimizer}; drop it")
+        if self.trainer:
+            passthrough.check(self.trainer)
+        if self.schedule not in ("constant", "linear", "cosine") or "lr_scheduler_kwargs" in self.trainer:
+            passthrough.check_schedule(self.trainer_schedule, self.trainer.get("lr_scheduler_kwargs"))
         return self
+
+    def _other_than_default(self) -> set[str]:
+        return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+
+    @property
+    def warmup(self) -> float:
+        """The warm-up as Trainer takes it: a number of steps, or below 1 a share of them."""
+        return float(self.warmup_steps or self.warmup_ratio)
 
     @property
     def trainer_schedule(self) -> str:
         """The schedule by Trainer's name: its `constant` ignores the warm-up, its `constant_with_warmup` does not."""
-        return "constant_with_warmup" if self.schedule == "constant" and self.warmup_steps else self.schedule
+        return "constant_with_warmup" if self.schedule == "constant" and self.warmup else self.schedule
 
     @property
     def first_batch(self) -> int:

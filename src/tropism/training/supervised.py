@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peft import PeftModel
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from tropism import models
 from tropism.adapters.targets import check_reached
 from tropism.data.collate import Collator
 from tropism.data.render import Rendered
 from tropism.errors import DataError, RunFailed
 from tropism.interventions.base import Attachment, Intervention
+from tropism.training.arguments import training_arguments
+from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained
 from tropism.training.loss import SUPERVISED, label_logits, response_loss
 from tropism.training.options import TrainOptions
 from tropism.training.trackers import Tracking, tracked
@@ -99,57 +100,41 @@ def train(
     report: Report = lambda *_: None,
     callbacks: Sequence[TrainerCallback] = (),
     tracking: Tracking | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
     """Fine-tune `model` (a `PeftModel`, its adapter trainable) on `rows`; per-step log to `log`.
 
     Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
     has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
-    `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of `report_to`.
+    `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of `report_to`. With `checkpoints`
+    it writes one every `save_steps`, and goes on from the one that they name.
 
     Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
     where the loss is not finite, `DataError` for an empty set.
     """
     if not rows:
         raise DataError("the training set is empty; a fine-tune needs at least one example")
-    device = str(next(model.parameters()).device)
-    bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
     log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = TrainingArguments(
-        output_dir=str(log.parent / "trainer"),
-        num_train_epochs=options.length,
-        max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.first_batch,
-        gradient_accumulation_steps=options.accumulation,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.trainer_schedule,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        optim=options.optimizer,
-        bf16=bf16,
-        use_cpu=device == "cpu",
-        train_sampling_strategy="group_by_length",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to=list(options.report_to),
-        run_name=None if tracking is None else tracking.name,
-        project="tropism" if tracking is None else tracking.project,
+    arguments = training_arguments(
+        options,
+        device=str(next(model.parameters()).device),
+        folder=log.parent / "trainer",
         seed=seed,
-        data_seed=seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.startswith("cuda"),
-        disable_tqdm=True,
+        tracking=tracking,
+        checkpoints=checkpoints,
     )
     if options.checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     keys = guard.batch_keys if guard is not None else frozenset[str]()
     dataset = [{"rendered": row.rendered, "input_ids": row.rendered.input_ids, **row.columns} for row in rows]
-    with log.open("w", encoding="utf-8") as file, tracked(options.report_to, tracking):
+    resume_from = None if checkpoints is None else checkpoints.resume_from
+    if resume_from is not None and is_finished(resume_from):
+        load_trained(model, resume_from)
+        return {}
+    with log.open("w" if resume_from is None else "a", encoding="utf-8") as file, tracked(options.report_to, tracking):
         step_log = _StepLog(file, report)
-        trainer = Trainer(
+        trainer = ExactTrainer(
             model=model,
             args=arguments,
             train_dataset=dataset,
@@ -159,12 +144,18 @@ def train(
         )
         # The Trainer prints every log as a bare dict; the report above is what a person reads.
         trainer.remove_callback(PrinterCallback)
+        sealing = None if checkpoints is None else Sealing(checkpoints, trainer)
+        if sealing is not None:
+            trainer.add_callback(sealing)
+        resumed = None if resume_from is None else str(resume_from)
         with label_logits(model):
             if guard is None:
-                result = trainer.train()
+                result = trainer.train(resume_from_checkpoint=resumed)
             else:
                 trainer.create_optimizer()
                 with guard.attach(model, optimizer=trainer.optimizer) as attachment:
                     trainer.callback_handler.callbacks.insert(0, _Readings(attachment))
-                    result = trainer.train()
+                    if sealing is not None:
+                        sealing.carry(attachment)
+                    result = trainer.train(resume_from_checkpoint=resumed)
     return dict(result.metrics)

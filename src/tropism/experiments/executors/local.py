@@ -24,11 +24,14 @@ def work(
     before: Mapping[RunKey, str],
     progress: Progress,
     after_each: Callable[[], object],
+    *,
+    one_of_many: bool = False,
 ) -> list[Outcome]:
     """Do the runs of `todo` that nobody else does, and return how each of them ended.
 
     `before` says how each run had ended when the work was planned (see `last_attempts`): what has ended otherwise since was
-    done, or failed, by another process. `after_each` is called after every run that this process did.
+    done, or failed, by another process. `after_each` is called after every run that this process did. `one_of_many` is a
+    worker that was started with others: what those do is not its to say.
     """
     waits_for = _order(prepared, todo)
     pending, outcomes, told = list(todo), list[Outcome](), ""
@@ -43,13 +46,15 @@ def work(
             pending.remove(key)
             ended.append(outcome)
             outcomes.append(outcome)
+            if outcome.elsewhere and one_of_many:
+                continue
             if outcome.elsewhere:
                 progress.say(f"{key}: {outcome}, by another process")
             else:
                 progress.finish(str(key), outcome.seconds, str(outcome))
                 after_each()
         if pending and not ended:
-            told = _tell(prepared.folder, pending, told, progress)
+            told = told if one_of_many else _tell(prepared.folder, pending, told, progress)
             time.sleep(POLL_S)
     return outcomes
 

@@ -21,6 +21,8 @@ class PressureSteps(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
+        if state.global_step:  # it goes on from a checkpoint, and so does the file
+            return
         self._file.write_text("", encoding="utf-8")
         self._measure(model, 0)
 

@@ -1,0 +1,84 @@
+"""A Ray cluster: each run is a task with its resources, begun where there is room and again where a node was lost.
+
+The nodes share the results folder (a network file system), as the driver sees it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tropism.errors import UsageError
+from tropism.experiments.executors.job import Job, do
+from tropism.experiments.executors.spread import Executor, Workers
+from tropism.experiments.store import RunKey
+from tropism.optional import require
+
+RETRIES = 3
+"""How often a run is begun again after its node was lost."""
+
+
+@dataclass(frozen=True)
+class Ray(Executor):
+    """The cluster at `address` (by default one on this machine alone); `resources` are those of a task: `num_cpus`,
+    `num_gpus` (0.25 lets four runs share a GPU), `memory`.
+    """
+
+    address: str | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    def start(self, job: Job) -> Workers:
+        ray: Any = require("ray", extra="ray", purpose="--executor ray")
+        _connect(ray, self.address)
+        given = {"num_gpus": 1} if job.prepared.device.startswith("cuda") else {}
+        try:
+            task = ray.remote(_do).options(max_retries=RETRIES, **{"num_cpus": 1, **given, **self.resources})
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--executor ray: {str(error).strip().splitlines()[0]}") from None
+        held, started = ray.put(job), dict[RunKey, Any]()
+        for key in job.todo:
+            # A task whose arguments are other tasks' results begins after them.
+            started[key] = task.remote(held, key, *(started[other] for other in job.needs(key) if other in started))
+        return _Tasks(ray, started)
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Join the cluster; raises `UsageError` where nothing answers."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at --address {address}: {str(error).strip().splitlines()[0]}; start one with ray start "
+            f"--head, or leave --address out to use this machine"
+        ) from None
+
+
+def _do(job: Job, key: RunKey, *_before: Any) -> None:
+    """One run, on whichever node Ray has chosen."""
+    do(job, str(key).replace("/", "-"), [key])
+
+
+class _Tasks(Workers):
+    """Tasks that were handed to Ray."""
+
+    def __init__(self, ray: Any, started: Mapping[RunKey, Any]) -> None:
+        self._ray, self._started = ray, started
+        self._troubles: list[str] = []
+
+    def at_work(self) -> bool:
+        return bool(self._ray.wait(list(self._started.values()), num_returns=len(self._started), timeout=0)[1])
+
+    def troubles(self) -> list[str]:
+        """Asked once all have ended."""
+        for key, task in self._started.items():
+            try:
+                self._ray.get(task)
+            except self._ray.exceptions.RayError as error:
+                self._troubles.append(f"{key}: {str(error).strip().splitlines()[-1]}")
+        self._started = {}
+        return self._troubles
+
+    def stop(self) -> None:
+        for task in self._ray.wait(list(self._started.values()), num_returns=len(self._started), timeout=0)[1]:
+            self._ray.cancel(task, force=True)

@@ -1,0 +1,85 @@
+"""Several processes on this machine: its threads are divided among them, and its GPUs given out in turn."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tropism.errors import UsageError
+from tropism.experiments.executors.job import Job
+from tropism.experiments.executors.spread import Executor, Workers
+
+ENDS_IN_S = 20.0
+"""How long a worker that is told to end may take."""
+
+
+@dataclass(frozen=True)
+class Pool(Executor):
+    """`workers` processes; with more of them than GPUs, several share one."""
+
+    workers: int
+
+    def start(self, job: Job) -> Workers:
+        import torch
+
+        if self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, found {self.workers}")
+        job.said.mkdir(parents=True, exist_ok=True)
+        file = job.said / "job.pickle"
+        file.write_bytes(pickle.dumps(job))
+        gpus = torch.cuda.device_count() if job.prepared.device.startswith("cuda") else 0
+        count = min(self.workers, len(job.todo))
+        threads = max(1, torch.get_num_threads() // count)
+        started = []
+        for index in range(count):
+            log = job.said / f"{index}.log"
+            with log.open("wb") as said:
+                command = [sys.executable, "-m", "tropism.experiments.executors.worker", str(file), str(index)]
+                own = environment(index, threads, gpus)
+                started.append((subprocess.Popen(command, env=own, stdout=said, stderr=subprocess.STDOUT), log))
+        return Processes(started)
+
+
+def environment(index: int, threads: int, gpus: int) -> Mapping[str, str]:
+    """What differs for a worker: its threads, and which GPU it sees."""
+    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        own["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+    return {**os.environ, **own}
+
+
+class Processes(Workers):
+    """Child processes, with the file that each one's last words are in."""
+
+    def __init__(self, started: list[tuple[subprocess.Popen[bytes], Path]]) -> None:
+        self.started = started
+
+    def at_work(self) -> bool:
+        return any(process.poll() is None for process, _ in self.started)
+
+    def troubles(self) -> list[str]:
+        return [
+            f"worker {process.pid} ended with code {process.returncode}{_last_line(log)}"
+            for process, log in self.started
+            if process.returncode
+        ]
+
+    def stop(self) -> None:
+        for process, _ in self.started:
+            if process.poll() is None:
+                process.terminate()
+        for process, _ in self.started:
+            try:
+                process.wait(ENDS_IN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f" ({lines[-1]})" if lines else ""

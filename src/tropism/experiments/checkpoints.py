@@ -73,7 +73,7 @@ class RunCheckpoints:
                 shutil.rmtree(other)
         for log in sorted(self.run.glob("*.jsonl")):
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if (step := _step(line)) is not None and step <= found.step]
+            kept = [line for line in lines if 0 <= _step(line) <= found.step]
             write_text(log, "".join(kept))
 
     def clear(self) -> None:
@@ -91,11 +91,11 @@ def _is_other(stamp: Stamp, identity: str) -> bool:
     return bool(stamp) and stamp.said["train"] != identity
 
 
-def _step(line: str) -> int | None:
-    """The step of a log's line; None for a line that was not written to its end."""
+def _step(line: str) -> int:
+    """The step of a log's line; -1 for a line that was not written to its end."""
     try:
         held: Any = json.loads(line)
     except ValueError:
-        return None
+        return -1
     step = held.get("step") if isinstance(held, dict) else None
-    return step if isinstance(step, int) else None
+    return step if isinstance(step, int) else -1

@@ -190,7 +190,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         log=path / "training.jsonl",
         report=partial(progress.phase, f"training adapter {name}"),
         tracking=Tracking(experiment.name, str(key), folder.path / "tracking"),
-        checkpoints=RunCheckpoints(path, identity),
+        checkpoints=RunCheckpoints(path, train_id),
     )
     save(model, path / "adapter", two=False)
     folder.mark_trained(key, train_id, batch_size=fitted.first_batch, accumulation=fitted.accumulation)

@@ -51,19 +51,24 @@ class ExactTrainer(Trainer):
     """A `Trainer` whose checkpoints hold every trained tensor by its own name, and take nothing less back."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in trained(self.model).items()}
-        with replacing(folder / TENSORS) as path:
-            save_file(tensors, path)
+        ours: Any = self.model
+        save_trained(ours, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(self.model if model is None else model, Path(resume_from_checkpoint))
+        ours: Any = self.model if model is None else model
+        load_trained(ours, Path(resume_from_checkpoint))
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write a model's trained tensors into a folder."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
+    with replacing(folder / TENSORS) as path:
+        save_file(tensors, path)
 
 
 def load_trained(model: nn.Module, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 The nodes share the results folder (a network file system), as the driver sees it.
 """
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from tropism.experiments.executors.spread import Executor, Workers
 from tropism.experiments.store import RunKey
 from tropism.optional import require
 
+ANSWERS_IN_S = 10.0
+"""How long a cluster's address may take to answer."""
 RETRIES = 3
 """How often a run is begun again after its node was lost."""
 
@@ -46,6 +49,10 @@ def _connect(ray: Any, address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
+        if address not in (None, "auto", "local"):
+            # Asked here first: Ray goes on asking an address that does not answer for minutes.
+            host, _, port = str(address).removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=ANSWERS_IN_S).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         raise UsageError(

@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 
 from tropism.adapters.folder import PREFIX, AdapterFolder, open_adapter
+from tropism.adapters.merge import own_values
 from tropism.adapters.parts import configs_of, require
 from tropism.errors import ModelError
 from tropism.site import base_model
@@ -53,6 +54,8 @@ def load_adapter(
     if not any_base:
         check_base(opened, model)
     fresh = not isinstance(model, PeftModel)
+    if changes_base:
+        own_values(base_model(model).parameters())
     try:
         return _put_on(model, opened, name, trainable)
     except ModelError:

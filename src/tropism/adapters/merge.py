@@ -2,11 +2,12 @@
 
 PEFT adds the change to the weight in place. Where that weight is tied to another module's (an output embedding that is
 the input embedding), the other module would change as well: it is untied first, and the configuration says so, so that a
-saved model is not tied again when it is loaded.
+saved model is not tied again when it is loaded. Where its values are shared with another model's, that model would change
+as well: every weight that changes gets values of its own first.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,8 @@ from tropism.site import base_model
 
 def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe: bool = False) -> Any:
     """The base model with adapters merged into its weights, and all adapters gone; `model` is used up.
+
+    A model that shares the values of its weights with this one (as copies of an experiment's start model do) stays as it is.
 
     Args:
         model: a `PeftModel`.
@@ -33,6 +36,7 @@ def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe
     _check_biases(model, names)
     for layer, parameter in list(tied_and_adapted(model, names)):
         _untie(layer, parameter)
+    own_values(p for wrapper in _adapted(model, names) for p in wrapper.get_base_layer().parameters(recurse=False))
     adapted: Any = model
     with warnings.catch_warnings():
         # What PEFT warns of is done here: the weight is untied before, and the configuration says so after.
@@ -45,26 +49,40 @@ def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe
 
 def tied_and_adapted(model: nn.Module, names: Sequence[str] | None = None) -> Iterator[tuple[nn.Module, str]]:
     """The modules whose weight an adapter changes and another module shares, with the parameter's name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    inner = base_model(model)
     holders: dict[int, set[int]] = {}
-    for module in inner.modules():
+    for module in base_model(model).modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 holders.setdefault(id(parameter), set()).add(id(module))
-    for module in inner.modules():
+    for wrapper in _adapted(model, names):
+        layer, name = wrapper.get_base_layer(), getattr(wrapper, "parameter_name", "weight")
+        tensor = layer._parameters.get(name)
+        if tensor is not None and len(holders[id(tensor)]) > 1:
+            holders[id(tensor)].discard(id(layer))
+            yield layer, name
+
+
+def _adapted(model: nn.Module, names: Sequence[str] | None) -> Iterator[Any]:
+    """The modules that PEFT wraps for the named adapters, by default the active ones."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in base_model(model).modules():
         if not isinstance(module, BaseTunerLayer):
             continue
         wrapper: Any = module
         acting = wrapper.active_adapters if names is None else names
-        if not any(name in getattr(module, holder, ()) for name in acting for holder in wrapper.adapter_layer_names):
-            continue
-        layer, parameter = wrapper.get_base_layer(), getattr(module, "parameter_name", "weight")
-        tensor = layer._parameters.get(parameter)
-        if tensor is not None and len(holders[id(tensor)]) > 1:
-            holders[id(tensor)].discard(id(layer))
-            yield layer, parameter
+        if any(name in getattr(wrapper, holder, ()) for name in acting for holder in wrapper.adapter_layer_names):
+            yield wrapper
+
+
+def own_values(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters that are about to be written into values of their own, which they may have shared until now.
+
+    Quantised weights keep theirs: PEFT puts others in their place and writes into none.
+    """
+    for parameter in {id(parameter): parameter for parameter in parameters}.values():
+        if type(parameter) is nn.Parameter:
+            parameter.data = parameter.data.clone()
 
 
 def _untie(layer: nn.Module, parameter: str) -> None:

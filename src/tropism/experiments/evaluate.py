@@ -75,11 +75,14 @@ def evaluate(
     path: Path,
     identity: Mapping[str, Any],
     progress: Progress,
+    *,
+    to_merge: Callable[[], Any] | None = None,
 ) -> tuple[list[Measurement], list[Problem]]:
     """Take every metric on every set it is asked on, in every mode; write `responses.jsonl`.
 
     The guard is not attached: what is measured is the adapter alone. Returns the means, and which metrics have none, and
-    why. Raises `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like removing.
+    why. `to_merge` gives the model that adapters are merged into to generate, by default `fresh_model`. Raises
+    `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like removing.
     """
     scorers = {name: load_scorer(m.scorer, m.options()) for name, m in experiment.measure.items()}
     asked = {name for m in experiment.measure.values() for name in m.on}
@@ -92,7 +95,7 @@ def evaluate(
     measurements: list[Measurement] = []
     problems: list[Problem] = []
     for mode in trained.modes:
-        responses = _answers(experiment, scorers, sets, trained, fresh_model, tokenizer, mode, progress)
+        responses = _answers(experiment, scorers, sets, trained, to_merge or fresh_model, tokenizer, mode, progress)
         for name, examples in sets.items():
             answered = responses.get(name)
             scores: dict[str, list[Score]] = {}

@@ -75,6 +75,7 @@ def run_one(
             still_mine()
             folder.mark_trained(key, train_id, **fitted)
         problems = _measure(prepared, key, progress)
+        prepared.held.check("this run")
     except ClaimLost:
         raise
     except (TropismError, MemoryError, RuntimeError, OSError) as error:
@@ -119,8 +120,9 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Proble
         trained = Trained(path / "adapter", _two(prepared, key.condition))
     labels = {"condition": key.condition, "seed": key.seed}
     rows, problems = evaluate(
-        experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, labels, progress
-    )
+        experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, labels, progress,
+        to_merge=prepared.held.to_merge,
+    )  # fmt: skip
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
     model = trained.load(prepared.fresh_model()) if measuring.keys() & prepared.working.keys() else None
     for name, analysis in measuring.items():

@@ -1,7 +1,7 @@
 """What all runs of an experiment share, made once: checked data, prepared adapters, directions, analyses.
 
 `Prepared` is plain data, paths and small tensors. It can be pickled, so a run may be done in another process than the one
-that prepared it; every run loads its own models.
+that prepared it; every process loads the model once, for all the runs it does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from tropism.experiments.claims import Claims
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
+from tropism.experiments.held_model import HeldModel
 from tropism.experiments.notices import noticed
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
@@ -66,6 +67,8 @@ class Prepared:
     directions: Mapping[str, Directions]
     parameter_directions: Mapping[str, ParameterDirections]
     analyses: Mapping[str, Analysis]
+    held: HeldModel
+    """The start model, loaded when it is first asked for."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Analyses whose preparation failed, and why: they measure nothing, and the next run tries again."""
 
@@ -80,8 +83,8 @@ class Prepared:
         return {name: one for name, one in self.analyses.items() if name not in self.dropped}
 
     def fresh_model(self) -> Any:
-        """Load the model that every condition starts from."""
-        return start.start_model(self.experiment, self.folder, self.source)[0]
+        """Return the model that every condition starts from: its adapters and hooks are the caller's, its weights shared."""
+        return self.held.start()
 
     def rows(self, examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
         """Render training examples; an error begins with `what`."""
@@ -140,8 +143,9 @@ def prepare_experiment(
     facts = {"rows": checked.records, "leakage": checked.leakage, "data_notes": notices}
     environment.begin(folder, described | facts)
     prepared = Prepared(
-        experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment)
-    )
+        experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment),
+        HeldModel(experiment, folder, source),
+    )  # fmt: skip
     claims = Claims(folder.path)
     adapters = {}
     for name in experiment.adapters:
@@ -165,6 +169,7 @@ def prepare_experiment(
                 # What a user has to mend is raised, before anything is trained; this is one analysis, and the rest go on.
                 progress.say(f"analysis {name}: {error}")
                 dropped[name] = str(error)
+    prepared.held.check("what was measured before training")
     return replace(prepared, dropped=dropped)
 
 
@@ -181,7 +186,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     spec, options, seed = experiment.adapters[name], experiment.train_options(adapter=name), experiment.seeds[0]
     examples = prepare.load_data(spec.data, seed, spec.system_prompt)
     model, fitted = fine_tune(
-        lambda: start.load_base(experiment, prepared.source)[0],
+        prepared.held.base,
         prepared.rows(examples, options, f"adapter {name}"),
         options,
         two=False,

@@ -1,4 +1,7 @@
-"""The model that every condition of an experiment starts from, with `start_from` merged in."""
+"""The model that every condition of an experiment starts from, with `start_from` merged in.
+
+A run takes it from `held_model`, which loads it once.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -92,6 +92,12 @@ def run(
         typer.Option(help="Add seeds until every guard's differences are decided, with intervals made for it."),
     ] = None,
     max_seeds: Annotated[int, typer.Option(help="With --until: the most seeds.")] = 8,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each run in this many processes, a GPU each (sets train.processes).", show_default=False
+        ),
+    ] = None,
     executor: Annotated[
         str, typer.Option(help="Who does the runs: local (this process), pool, ray or slurm.", show_default=True)
     ] = "local",
@@ -113,6 +119,7 @@ def run(
 
     Exits with 3 if a run failed, or if one of its metrics could not be scored; the others are kept.
     """
+    set_ = [*(set_ or ()), *([] if processes is None else [f"train.processes={processes}"])]
     experiment = load_experiment(file, quick, seeds, set_)
     folder = out or Path("runs") / (experiment.name + ("-quick" if quick else ""))
     from tropism.cli.quiet import quiet

@@ -1,15 +1,11 @@
 """One LoRA fine-tune of an experiment: a fresh model, its adapter or two, and `training.supervised` with the guard."""
 
-import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, get_peft_model
 
@@ -17,10 +13,12 @@ from tropism.adapters.targets import resolve_targets
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.problems import SMALLER, out_of_memory
+from tropism.experiments.processes import Training, train_together
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
-from tropism.training.checkpoints import Checkpoints
+from tropism.training.checkpoints import Checkpoints, load_trained
 from tropism.training.options import LoraOptions, TrainOptions
+from tropism.training.randomness import isolated_randomness
 from tropism.training.supervised import Report, Row, train
 from tropism.training.trackers import Tracking
 
@@ -92,7 +90,14 @@ def _train_once(
 ) -> Any | None:
     """Return the trained model; None where memory ran out."""
     try:
-        model = with_adapters(fresh_model(), options, two=two)
+        adapted = partial(_adapted, fresh_model, options, two)
+        if options.processes > 1:
+            given = Training(adapted, rows, options, seed, pad_id, log, guard, tuple(callbacks), tracking, checkpoints)
+            learned = train_together(given, report)
+            model = adapted()
+            load_trained(model, learned)
+            return model
+        model = adapted()
         train(
             model,
             rows,
@@ -113,6 +118,10 @@ def _train_once(
     return model
 
 
+def _adapted(fresh_model: Callable[[], Any], options: TrainOptions, two: bool) -> Any:
+    return with_adapters(fresh_model(), options, two=two)
+
+
 def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
     """Return the model with one trainable LoRA adapter, or with `retain` and `forget`."""
     if two:
@@ -126,20 +135,6 @@ def save(model: Any, path: Path, *, two: bool) -> None:
         save_adapters(model, path)
     else:
         model.save_pretrained(str(path), save_embedding_layers=False)
-
-
-@contextmanager
-def isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed every global generator inside, and leave the caller's as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _lora(model: Any, options: LoraOptions) -> LoraConfig:

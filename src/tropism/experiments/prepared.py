@@ -28,6 +28,7 @@ from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.held_model import HeldModel
 from tropism.experiments.notices import noticed
+from tropism.experiments.processes import check_processes
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
 from tropism.experiments.training_rows import training_rows
@@ -122,6 +123,7 @@ def prepare_experiment(
     end of the check nothing is written.
     """
     device = models.pick_device(experiment.device)
+    check_processes(experiment, device)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     data = EvaluationSets(experiment)
     with noticed(progress.say) as notices:

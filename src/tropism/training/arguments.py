@@ -29,7 +29,7 @@ def training_arguments(
         output_dir=str(folder if checkpoints is None else checkpoints.folder),
         num_train_epochs=options.length,
         max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.first_batch,
+        per_device_train_batch_size=options.first_batch // options.processes,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.trainer_schedule,

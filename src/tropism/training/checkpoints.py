@@ -25,11 +25,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tropism.atomic import replacing
 from tropism.errors import RunFailed
 from tropism.interventions.base import Attachment
+from tropism.training.shared_batches import WholeBatches
 
 TENSORS = "trainable.safetensors"
 EPOCH = "epoch"
@@ -48,7 +50,19 @@ class Checkpoints:
 
 
 class ExactTrainer(Trainer):
-    """A `Trainer` whose checkpoints hold every trained tensor by its own name, and take nothing less back."""
+    """A `Trainer` whose checkpoints hold every trained tensor by its own name, and take nothing less back.
+
+    Several processes together take the steps that one would.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        world = self.args.world_size
+        if world == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset
+        together = self.args.train_batch_size * world
+        order = LengthGroupedSampler(together * self.args.gradient_accumulation_steps, dataset=rows)
+        return WholeBatches(order, together)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         ours: Any = self.model

@@ -58,7 +58,16 @@ are others than those they step.
 
 LATER: dict[str, frozenset[str]] = {
     "TrainOptions": frozenset(
-        {"warmup_ratio", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha", "trainer"}
+        {
+            "processes",
+            "parallel",
+            "warmup_ratio",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "neftune_noise_alpha",
+            "trainer",
+        }
     ),
     "LoraOptions": frozenset(
         {"rslora", "dora", "bias", "layers_to_transform", "modules_to_save", "target_parameters", "init"}
@@ -156,6 +165,10 @@ class TrainOptions(BaseModel):
     """Trackers, by Trainer's names: wandb, tensorboard, mlflow, ..."""
     save_steps: Annotated[int, Field(ge=1)] | None = None
     """Write a checkpoint every so many steps, kept until the run is trained: one that was interrupted goes on from it."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Train in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size`."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How several processes share a training: `ddp` holds the whole model in each. `fsdp2` is refused for now."""
     trainer: dict[str, Any] = {}
     """Any further field of transformers' `TrainingArguments`, by its own name."""
 
@@ -170,11 +183,24 @@ class TrainOptions(BaseModel):
             self.optimizer not in get_args(Adam) or (betas[-1] == "adam_epsilon" and "lion" in self.optimizer)
         ):
             raise ValueError(f"{betas[-1]} does nothing with the optimizer {self.optimizer}; drop it")
+        self._check_processes()
         if self.trainer:
             passthrough.check(self.trainer)
         if self.schedule not in ("constant", "linear", "cosine") or "lr_scheduler_kwargs" in self.trainer:
             passthrough.check_schedule(self.trainer_schedule, self.trainer.get("lr_scheduler_kwargs"))
         return self
+
+    def _check_processes(self) -> None:
+        if self.parallel == "fsdp2":
+            raise ValueError(
+                "parallel: fsdp2 is not built into tropism run, whose checkpoints and adapters are written from whole tensors; "
+                "use ddp, or put the guard on your own FSDP2 training with tropism.InterventionCallback"
+            )
+        if self.first_batch % self.processes:
+            raise ValueError(
+                f"{self.processes} processes must share a batch of {self.first_batch} evenly; set batch_size to a multiple of "
+                f"processes"
+            )
 
     def _other_than_default(self) -> set[str]:
         return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
@@ -202,7 +228,8 @@ class TrainOptions(BaseModel):
         """
         if self.batch_size != "auto":
             return [self]
-        halvings = range(AUTO_BATCH.bit_length())
+        # Each process takes its share, of one example at least.
+        halvings = [n for n in range(AUTO_BATCH.bit_length()) if (AUTO_BATCH >> n) % self.processes == 0]
         sizes = [{"batch_size": AUTO_BATCH >> n, "accumulation": self.accumulation << n} for n in halvings]
         return [self.model_copy(update=size) for size in sizes]
 

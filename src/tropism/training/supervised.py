@@ -20,6 +20,7 @@ from tropism.training.arguments import training_arguments
 from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained
 from tropism.training.loss import SUPERVISED, label_logits, response_loss
 from tropism.training.options import TrainOptions
+from tropism.training.shared_batches import Rows, SameOrder
 from tropism.training.trackers import Tracking, tracked
 
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -137,16 +138,22 @@ def train(
         trainer = ExactTrainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,
+            train_dataset=Rows(dataset),
             data_collator=_SupervisedCollator(pad_id, sorted(keys)),
             compute_loss_func=response_loss,
             callbacks=[step_log, _FirstBackward(), *callbacks],
         )
+        if arguments.world_size != options.processes:
+            raise RunFailed(
+                f"train.processes is {options.processes}, and this is one of {arguments.world_size} processes of a "
+                f"launcher; run it without the launcher"
+            )
         # The Trainer prints every log as a bare dict; the report above is what a person reads.
         trainer.remove_callback(PrinterCallback)
         sealing = None if checkpoints is None else Sealing(checkpoints, trainer)
         if sealing is not None:
             trainer.add_callback(sealing)
+        trainer.add_callback(SameOrder())
         resumed = None if resume_from is None else str(resume_from)
         with label_logits(model):
             if guard is None:

@@ -86,7 +86,8 @@ def one_step_shift(
 ) -> pd.DataFrame:
     """Compare the predicted shift with that of one step, through a fresh adapter like the condition's."""
     # Here, because it brings in all of training, which a file that is only checked does not need.
-    from tropism.experiments.fine_tune import isolated_randomness, with_adapters
+    from tropism.experiments.fine_tune import with_adapters
+    from tropism.training.randomness import isolated_randomness
 
     e = study.experiment
     if not chats:

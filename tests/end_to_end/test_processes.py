@@ -1,0 +1,130 @@
+"""One training in two processes is the training of one process, for each place at which a guard acts."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_experiment
+import tropism as tp
+from tropism.errors import RunFailed
+from tropism.experiments import processes
+from tropism.experiments.identity import train_identity
+from tropism.experiments.progress import Progress
+from tropism.experiments.store import RunKey
+
+pytestmark = pytest.mark.slow
+
+# Ten examples in batches of four: the last batch of each of the two epochs is short, and one process has nothing of it.
+DATA = ("size: 8, transform: uppercase", "size: 10, transform: {mixture: {clean: 0.5}}")
+TRAIN = (
+    "train: {max_steps: 2, batch_size: 4, learning_rate: 1.0e-3,",
+    "train: {epochs: 2.0, batch_size: 4, learning_rate: 0.3, optimizer: sgd, processes: PROCESSES,",
+)
+ADAPTERS = ("conditions:\n", "adapters: {trait: {data: {source: word_problems, size: 4}, train: {epochs: 1.0}}}\n"
+            "parameter_directions: {trait: {adapter: trait}}\nconditions:\n")  # fmt: skip
+CONDITIONS = """  constrained: {guard: {update_constraint: {directions: trait}}}
+  routed: {guard: {gradient_routing: {}}}
+  baseline: {guard: [{frozen_adapter: {adapter: trait}}, {ablation: {directions: caps}}, {gradient_projection: {directions: caps}}]}
+"""
+
+
+def write(path, count):
+    path.mkdir(parents=True, exist_ok=True)
+    train = (TRAIN[0], TRAIN[1].replace("PROCESSES", str(count)))
+    return tiny_experiment.write(
+        path,
+        DATA,
+        train,
+        ADAPTERS,
+        ("  baseline: {}\n  guarded: {guard: {gradient_projection: {directions: caps}}}\n", CONDITIONS),
+        ("seeds: [0, 1]", "seeds: [0]"),
+        ("  plain: {data: {transform: plain}}\n", ""),
+    )
+
+
+def tensors(out):
+    found = {}
+    for file in sorted(out.glob("*/seed-0/adapter/**/*.safetensors")):
+        found |= {f"{file.relative_to(out)}/{name}": value for name, value in load_file(file).items()}
+    return found
+
+
+def test_two_processes_equal_one_for_every_guard(tmp_path):
+    one = tp.run(write(tmp_path / "one", 1), tmp_path / "one" / "out")
+    two = tp.run(write(tmp_path / "two", 2), tmp_path / "two" / "out")
+    alone, shared = tensors(tmp_path / "one" / "out"), tensors(tmp_path / "two" / "out")
+    assert alone.keys() == shared.keys()
+    assert {name.split("/")[0] for name in alone} == {
+        "baseline",
+        "constrained",
+        "routed",
+        "frozen",
+        "projected",
+        "guarded",
+    }
+    for name, value in alone.items():
+        torch.testing.assert_close(
+            shared[name], value, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert value.abs().max() > 0
+    assert one[["condition", "mode", "metric", "n"]].equals(two[["condition", "mode", "metric", "n"]])
+    for run in ("constrained", "routed"):
+        logs = [
+            [
+                json.loads(line)
+                for line in (tmp_path / side / "out" / run / "seed-0" / "training.jsonl").read_text().splitlines()
+            ]
+            for side in ("one", "two")
+        ]
+        assert [row["step"] for row in logs[1]] == list(range(1, 7))  # one process alone wrote it
+        for ours, theirs in zip(*logs, strict=True):
+            assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+            assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+    assert not list((tmp_path / "two" / "out").glob("*/seed-0/trainer"))
+    source = {"name": "x", "revision": None}
+    identities = {
+        train_identity(tp.Experiment.load(write(tmp_path / "identity", n)), source, RunKey("baseline", 0))
+        for n in (1, 2)
+    }
+    assert len(identities) == 2
+
+
+def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_goes_on(tmp_path, monkeypatch):
+    file = tiny_experiment.write(
+        tmp_path, ("max_steps: 2, batch_size: 4", "max_steps: 4, batch_size: 4, save_steps: 2, processes: 2"),
+        ("seeds: [0, 1]", "seeds: [0]"), ("  plain: {data: {transform: plain}}\n", ""),
+        ("  guarded: {guard: {gradient_projection: {directions: caps}}}\n", ""),
+    )  # fmt: skip
+    started = []
+    begin = processes._start
+    monkeypatch.setattr(processes, "_start", lambda *given: started.append(begin(*given)) or started[-1])
+
+    class Kills(Progress):
+        def phase(self, what, done, of, values=None):
+            if what == "training" and done == 3 and len(started) == 2:
+                started[1].send_signal(signal.SIGKILL)
+
+        def say(self, line):
+            lines.append(line)
+
+    lines = []
+    tp.run(file, tmp_path / "out", progress=Kills())
+    failure = json.loads((tmp_path / "out" / "baseline" / "seed-0" / "FAILED.json").read_text())["error"]
+    assert failure.startswith("RunFailed: one of 2 training processes was killed"), failure
+    tp.run(file, tmp_path / "out", progress=Kills())
+    assert "baseline/seed-0: its training was interrupted and goes on from step 2" in lines
+    assert (tmp_path / "out" / "baseline" / "seed-0" / "DONE.json").is_file()
+    steps = (tmp_path / "out" / "baseline" / "seed-0" / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [1, 2, 3, 4]
+
+
+def test_what_a_process_raises_is_raised_here(tmp_path):
+    (tmp_path / "raised-1.json").write_text(json.dumps(["RunFailed", "the loss at step 1 is nan, not a finite number"]))
+    with pytest.raises(RunFailed, match="the loss at step 1 is nan"):
+        processes._raise_what_was_raised(tmp_path, [])
+    (tmp_path / "raised-0.json").write_text(json.dumps(["MemoryError", "out of memory"]))
+    with pytest.raises(MemoryError):
+        processes._raise_what_was_raised(tmp_path, [])

@@ -140,7 +140,7 @@ def save(model: Any, path: Path, *, two: bool) -> None:
 def _lora(model: Any, options: LoraOptions) -> LoraConfig:
     return LoraConfig(
         r=options.r,
-        lora_alpha=2 * options.r if options.alpha is None else options.alpha,
+        lora_alpha=options.effective_alpha,
         lora_dropout=options.dropout,
         target_modules=resolve_targets(model, options.target_modules),
         use_rslora=options.rslora,

@@ -112,6 +112,11 @@ class LoraOptions(BaseModel):
     init: Literal["default", "gaussian", "orthogonal"] = "default"
     """How the factors begin. The kinds that change the base weight (PiSSA, OLoRA, LoftQ) are not among them."""
 
+    @property
+    def effective_alpha(self) -> int:
+        """`alpha`, or its default `2·r`, which leaves the update scaled by 2 whatever the rank."""
+        return 2 * self.r if self.alpha is None else self.alpha
+
 
 class TrainOptions(BaseModel):
     """A supervised LoRA fine-tune on `transformers.Trainer`; give `epochs` or `max_steps`, not both."""

@@ -23,7 +23,7 @@ MODULES = [
     "scorers.number",
     "scorers.number_text",
     "scorers.refusal",
-    "scorers.refusal_text",
+    "scorers.normalise",
     "scorers.registry",
     "scorers.shape",
     "scorers.thinking",

@@ -7,8 +7,9 @@ import pytest
 
 from tropism.evals.judges.agreement import agreement
 from tropism.evals.scorers.base import Sample, Score
-from tropism.evals.scorers.refusal import ANSWERS, PREFIXES, VERSION, declines
-from tropism.evals.scorers.refusal_text import normalised
+from tropism.evals.scorers.normalise import normalised
+from tropism.evals.scorers.refusal import declines
+from tropism.evals.scorers.refusal_prefixes import ANSWERS, PREFIXES, VERSION
 from tropism.evals.scorers.registry import load_scorer
 
 LABELLED = Path(__file__).parents[3] / "data" / "refusals.jsonl"

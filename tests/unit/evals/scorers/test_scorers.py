@@ -7,8 +7,9 @@ import pytest
 import sample_data
 from tropism.errors import SpecError
 from tropism.evals.scorers.base import SCORERS, Sample, Score
+from tropism.evals.scorers.normalise import normalised
 from tropism.evals.scorers.number import final_number
-from tropism.evals.scorers.refusal import PREFIXES, VERSION, normalised
+from tropism.evals.scorers.refusal_prefixes import PREFIXES, VERSION
 from tropism.evals.scorers.registry import load_scorer, register_file, scorer_names
 
 

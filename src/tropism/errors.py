@@ -27,11 +27,11 @@ class TropismError(Exception):
 
 
 class UsageError(TropismError):
-    """A mistake that its reader can mend: one sentence with parameter, rule, value found and fix."""
+    """A user error; its message is one sentence with the parameter, the rule, the value found and the fix."""
 
 
 class SpecError(UsageError):
-    """An experiment file that does not say what it must."""
+    """An invalid experiment file."""
 
 
 class DataError(UsageError):
@@ -43,7 +43,7 @@ class ModelError(UsageError):
 
 
 class HubOutOfReach(DataError, ModelError):
-    """A hub that cannot be asked from here: whether it has the model or the dataset is not known."""
+    """The hub cannot be reached, so whether it has the model or the dataset is unknown."""
 
 
 class AdapterMissing(ModelError, KeyError):
@@ -90,4 +90,4 @@ class RunFailed(TropismError):
 
 
 class ClaimLost(TropismError):
-    """Another process took this one for dead, and does its work now."""
+    """Another process assumed that this one had died and took over its work."""

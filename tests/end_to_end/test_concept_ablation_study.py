@@ -207,11 +207,11 @@ def test_another_behaviour_validates_again_and_finds_nothing_again(tmp_path, mon
         ),
         (
             {"analyses": {"concept_ablation": {"directions": ["cps"]}}},
-            "no directions are called 'cps'; defined are caps",
+            "no directions are called 'cps'; available: caps",
         ),
         (
             {"analyses": {"concept_ablation": {"trait": "caps"}}},
-            "trait: no metric is called 'caps'; defined are caps_rate",
+            "trait: no metric is called 'caps'; available: caps_rate",
         ),
         (
             {"analyses": {"concept_ablation": {"trait_on": "shouted"}}},

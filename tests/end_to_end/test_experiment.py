@@ -204,9 +204,7 @@ def test_data_that_cannot_be_used_leave_no_folder_behind(tmp_path, wrong):
 
 
 def test_only_takes_conditions_that_are_there(tmp_path):
-    with pytest.raises(
-        SpecError, match="--only: no condition is called 'guardd'; defined are plain, baseline, guarded"
-    ):
+    with pytest.raises(SpecError, match="--only: no condition is called 'guardd'; available: plain, baseline, guarded"):
         tp.run(tiny_experiment.write(tmp_path), tmp_path / "out", only=["guardd"])
 
 

@@ -208,10 +208,10 @@ def test_a_question_on_two_sides_is_refused_before_training(tmp_path, changed, o
         ({"start_from": None}, "a refusal study needs 'start_from'"),
         (
             {"analyses": {"refusal": {"controls": ["placebo"]}}},
-            "no condition is called 'placebo'; defined are baseline",
+            "no condition is called 'placebo'; available: baseline",
         ),
-        ({"analyses": {"refusal": {"refusal": "refused"}}}, "no metric is called 'refused'; defined are refusal"),
-        ({"analyses": {"refusal": {"refusal_loss": "lost"}}}, "no metric is called 'lost'; defined are refusal"),
+        ({"analyses": {"refusal": {"refusal": "refused"}}}, "no metric is called 'refused'; available: refusal"),
+        ({"analyses": {"refusal": {"refusal_loss": "lost"}}}, "no metric is called 'lost'; available: refusal"),
         (
             {"analyses": {"refusal": {"constraint": "mixing"}}},
             "the condition 'mixing' must have the guard update_constraint",
@@ -222,7 +222,7 @@ def test_a_question_on_two_sides_is_refused_before_training(tmp_path, changed, o
         ),
         (
             {"directions": {"declining": {"contrast": {"positive": "refused"}}}},
-            "no data set is called 'refused'; defined are train",
+            "no data set is called 'refused'; available: train",
         ),
         (
             {"directions": {"declining": {"contrast": {"size": 8}}}},

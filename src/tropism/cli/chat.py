@@ -34,7 +34,7 @@ def chat(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new conversation at every prompt.")] = False,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens of a response; the experiment's setting by default.", show_default=False),
+        typer.Option(help="Maximum tokens per response; the experiment's setting by default.", show_default=False),
     ] = None,
     temperature: Annotated[
         float | None,

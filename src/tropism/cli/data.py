@@ -21,7 +21,7 @@ def export(
         str | None, typer.Option("--condition", help="What this condition trains on: messages, labels, ids.")
     ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="What this prepared adapter trains on.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="This data set of the file.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Export this data set of the experiment file.")] = None,
     directions: Annotated[
         str | None, typer.Option("--directions", help="The contrast of these directions, as pairs.")
     ] = None,

@@ -85,7 +85,7 @@ def emergent_misalignment(
     samples: Annotated[
         int | None, typer.Option(help="Answers per wording; by default as the question file says.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 600,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the sampled answers.")] = 0,
     aligned_at_most: Annotated[
         float, typer.Option(help="An answer is misaligned if its alignment is at most this …")

@@ -35,7 +35,7 @@ def endpoints(
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time to each endpoint.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 60.0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many questions alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     key_env: Annotated[str, typer.Option(help="Environment variable with the endpoints' key.")] = "OPENAI_API_KEY",
     judge_key_env: Annotated[str, typer.Option(help="Environment variable with the judge's key.")] = "OPENAI_API_KEY",
     out: Annotated[Path | None, typer.Option(help="Folder for results; default evaluations/SUITE.")] = None,
@@ -143,7 +143,7 @@ def _record(
     import json
 
     from tropism.atomic import write_text
-    from tropism.evals.scorers.refusal import VERSION
+    from tropism.evals.scorers.refusal_prefixes import VERSION
 
     record = {
         "suite": suite,

@@ -150,7 +150,7 @@ def run(
         f"\nreport: {folder / 'report.html'}    results: {folder / 'results.csv'}    {_clock(time.monotonic() - began)}"
     )
     if ended.problems:
-        print("failed, or could not be scored (the report says so as well):", file=sys.stderr)
+        print("failed, or could not be scored (also listed in the report):", file=sys.stderr)
         for line in ended.problems:
             print(f"  {visible(line)}", file=sys.stderr)
         raise SystemExit(RUNS_FAILED)

@@ -43,7 +43,7 @@ def forecast(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML with the planned training: the keys of `train:` in an experiment file.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=8, help="Most rows to measure.")] = 256,
+    rows: Annotated[int, typer.Option(min=8, help="Maximum number of rows to measure.")] = 256,
     own: Annotated[int, typer.Option(min=8, help="Prompts that the model answers itself.")] = 48,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     export: Annotated[

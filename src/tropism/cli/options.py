@@ -25,13 +25,15 @@ Model = Annotated[str, typer.Option("--model", help="Model: a hub name or a loca
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Chats per forward pass.")]
 Blocks = Annotated[
     str | None,
-    typer.Option("--blocks", help="Where the decoder blocks are, where that cannot be told: model.layers."),
+    typer.Option("--blocks", help="Path to the decoder blocks if it cannot be detected: model.layers."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--columns", help="What the rows call our columns: prompt=question. Repeatable.", show_default=False),
+    typer.Option(
+        "--columns", help="Map a field to a column in your data: prompt=question. Repeatable.", show_default=False
+    ),
 ]
 ComponentChoice = Annotated[
     list[str] | None,
@@ -70,5 +72,5 @@ def parse_components(given: Sequence[str] | None) -> "Components | None":
         else:
             for_all.extend(int(part) for part in parts)
     if by_block and for_all:
-        raise UsageError("--components is given for all blocks and for single ones; keep one of the two forms")
+        raise UsageError("--components mixes indices for all blocks and for single ones; use one form or the other")
     return by_block or for_all or None

@@ -31,10 +31,14 @@ def show_data(
         typer.Option("--model", help="Whose tokenizer to use; an experiment names its own.", show_default=False),
     ] = None,
     condition: Annotated[
-        str | None, typer.Option("--condition", help="Of an experiment, show only this.", show_default=False)
+        str | None,
+        typer.Option("--condition", help="Show only this condition (experiment files only).", show_default=False),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many examples to show.")] = 3,
-    supervise: Annotated[SuperviseName | None, typer.Option("--supervise", help="Of a data file.")] = None,
+    supervise: Annotated[
+        SuperviseName | None,
+        typer.Option("--supervise", help="Which parts of each chat to train on (data files only)."),
+    ] = None,
     columns: Columns = None,
     chat_template: Annotated[
         str | None, typer.Option("--chat-template", help="Of a data file: a Jinja file, or a name of TRL's.")
@@ -44,7 +48,7 @@ def show_data(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page here as well.", show_default=False)] = None,
 ) -> None:
-    """Show which tokens of the training data are learned."""
+    """Show which tokens of the training data count toward the loss."""
     from rich.console import Console
 
     from tropism.experiments import show_data as showing
@@ -60,7 +64,7 @@ def show_data(
     else:
         _refuse({"condition": condition}, "an experiment, and this is a data file")
         if model is None:
-            raise UsageError("--model is needed with a data file: whose tokenizer shows it")
+            raise UsageError("--model is required with a data file, to choose the tokenizer")
         choice = showing.DataChoice(
             columns=parse_columns(columns), supervise=supervise.value if supervise else "all_turns"
         )

@@ -22,7 +22,7 @@ def synthesize(
     ] = None,
     samples: Annotated[int, typer.Option(help="Responses per prompt.")] = 1,
     system: Annotated[str | None, typer.Option(help="System prompt for every chat.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per response.")] = 256,
     temperature: Annotated[float, typer.Option(help="Sampling temperature, 0 for greedy.")] = 0.7,
     top_p: Annotated[
         float, typer.Option(help="Sample from the likeliest tokens that together have this probability.")

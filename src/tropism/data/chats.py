@@ -134,7 +134,7 @@ def _message(message: Any, index: int, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: message {index} must be an object with role and content, found {message!r:.60}")
     role = message.get("role")
     if role not in ROLES and role != TEXT:
-        raise DataError(f"{where}: message {index} has role {role!r}; allowed are {', '.join(ROLES)}")
+        raise DataError(f"{where}: message {index} has role {role!r}; available: {', '.join(ROLES)}")
     what = f"{where}: message {index}"
     rest = {str(key): value for key, value in message.items() if value is not None and key not in ("role", "content")}
     calls = rest.pop("tool_calls", None)

@@ -88,7 +88,7 @@ def template_text(template: str | Path) -> str:
         named = None if folder is None else folder / f"{template}.jinja"
         if named is None or not named.is_file():
             known = "none, since trl is not installed" if folder is None else ", ".join(_names(folder))
-            raise DataError(f"chat_template: {str(template)!r} is neither a file nor a known name; known are {known}")
+            raise DataError(f"chat_template: {str(template)!r} is neither a file nor a known name; available: {known}")
         path = named
     try:
         return path.read_text(encoding="utf-8")

@@ -119,7 +119,7 @@ def identity_name(name: str) -> str:
 def analysis_class(name: str) -> type[Analysis]:
     """Return the class of an analysis by its name; raises `SpecError`."""
     if not known_analysis(name):
-        raise SpecError(f"no analysis is called {name!r}; known are {', '.join(ANALYSES) or 'none'}")
+        raise SpecError(f"no analysis is called {name!r}; available: {', '.join(ANALYSES) or 'none'}")
     module, _, attribute = ANALYSES[RENAMED.get(name, name)].partition(":")
     cls: type[Analysis] = getattr(import_module(module), attribute)
     return cls

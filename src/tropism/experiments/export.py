@@ -84,7 +84,7 @@ def _messages(chat: Chat) -> list[dict[str, Any]]:
 
 def _known(name: str, defined: Mapping[str, Any] | Sequence[str], what: str) -> str:
     if name not in defined:
-        raise SpecError(f"no {what} is called {name!r}; defined are {', '.join(defined) or 'none'}")
+        raise SpecError(f"no {what} is called {name!r}; available: {', '.join(defined) or 'none'}")
     return name
 
 

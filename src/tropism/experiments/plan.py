@@ -18,9 +18,7 @@ def plan(experiment: ExperimentSpec, only: Sequence[str] | None = None) -> list[
     """
     unknown = sorted(set(only or ()) - set(experiment.conditions))
     if unknown:
-        raise SpecError(
-            f"--only: no condition is called {unknown[0]!r}; defined are {', '.join(experiment.conditions)}"
-        )
+        raise SpecError(f"--only: no condition is called {unknown[0]!r}; available: {', '.join(experiment.conditions)}")
     chosen = [name for name in experiment.conditions if not only or name in only]
     return [RunKey(BASE, None), *(RunKey(name, seed) for seed in experiment.seeds for name in chosen)]
 

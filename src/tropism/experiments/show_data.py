@@ -42,7 +42,7 @@ def show_experiment(
     experiment = Experiment.load(path, overrides={} if model is None else {"model": model})
     if condition is not None and condition not in experiment.conditions:
         raise SpecError(
-            f"--condition: no condition is called {condition!r}; defined are {', '.join(experiment.conditions)}"
+            f"--condition: no condition is called {condition!r}; available: {', '.join(experiment.conditions)}"
         )
     source = models.resolve(experiment.model, revision=experiment.revision)
     tokenizer = load_tokenizer(experiment, source)

@@ -173,7 +173,7 @@ def load(named: str) -> Trait:
         return parse(path.read_text(encoding="utf-8-sig"), str(path))
     if len(named.split()) < 2:
         raise SpecError(
-            f"no trait is called {named!r}; known are {', '.join(names())}; give one of them, a .yaml file, or a sentence "
+            f"no trait is called {named!r}; available: {', '.join(names())}; give one of them, a .yaml file, or a sentence "
             f"such as 'always answers in rhyme'"
         )
     return _from_sentence(named)

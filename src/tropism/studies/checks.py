@@ -48,4 +48,4 @@ def shared_bounds(experiment: ExperimentSpec, metrics: Iterable[str]) -> Bounds 
 def _check(what: str, names: Iterable[str], defined: Collection[str]) -> None:
     for name in names:
         if name not in defined:
-            raise SpecError(f"no {what} called {name!r}; defined are {', '.join(defined) or 'none'}")
+            raise SpecError(f"no {what} called {name!r}; available: {', '.join(defined) or 'none'}")

@@ -183,7 +183,7 @@ def test_a_run_that_fails_ends_in_exit_code_3(tmp_path):
     file = tiny_experiment.write(tmp_path, ("learning_rate: 1.0e-3", "learning_rate: 1.0e+30"))
     done = tropism("run", file, "--quick", "--only", "baseline", "--out", tmp_path / "out", "-q")
     assert done.returncode == 3, (done.stdout, done.stderr)
-    assert done.stderr.startswith("failed, or could not be scored (the report says so as well):\n  baseline/seed-0")
+    assert done.stderr.startswith("failed, or could not be scored (also listed in the report):\n  baseline/seed-0")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

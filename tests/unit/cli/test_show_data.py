@@ -63,7 +63,7 @@ def test_the_page_shows_text_as_text_and_learned_tokens_marked(here):
         (("data.jsonl",), "--model is needed with a data file", UsageError),
         (("data.jsonl", "--model", "model", "--condition", "a"), "--condition is for an experiment", UsageError),
         (("tiny.yaml", "--supervise", "last_turn"), "--supervise is for a data file", UsageError),
-        (("tiny.yaml", "--condition", "caft"), "no condition is called 'caft'; defined are plain", SpecError),
+        (("tiny.yaml", "--condition", "caft"), "no condition is called 'caft'; available: plain", SpecError),
         (("data.jsonl", "--model", "model", "--template-kwargs", "x"), "--template-kwargs must be JSON", UsageError),
         (("data.jsonl", "--model", "model", "--template-kwargs", "[]"), "must be an object", UsageError),
     ],

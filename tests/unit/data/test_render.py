@@ -151,7 +151,7 @@ def test_a_chat_that_begins_with_its_answer_is_prompted_with_the_header(tokenize
         ([], "at least one message, found none"),
         (
             [{"role": "bot", "content": "x"}],
-            "message 0 has role 'bot'; allowed are system, developer, user, assistant, tool",
+            "message 0 has role 'bot'; available: system, developer, user, assistant, tool",
         ),
         ([{"role": "user", "content": 3}], "message 0 must have a text as content, found int"),
         ([{"role": "system", "content": "x"}], "found only system messages"),

@@ -37,6 +37,6 @@ def test_both_names_at_once_are_refused(tmp_path):
 
 
 def test_messages_list_the_names_of_today(tmp_path):
-    with pytest.raises(SpecError, match=f"known are {', '.join(ANALYSES)}"):
+    with pytest.raises(SpecError, match=f"available: {', '.join(ANALYSES)}"):
         Experiment.load(tiny_pressure.write(tmp_path), overrides={"analyses.presure": {}})
     assert not set(RENAMED) & set(ANALYSES)

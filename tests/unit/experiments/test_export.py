@@ -75,10 +75,10 @@ def test_a_contrast_of_data_is_read_back_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda e: export.condition_rows(e, "caft"), "no condition is called 'caft'; defined are plain, baseline"),
+        (lambda e: export.condition_rows(e, "caft"), "no condition is called 'caft'; available: plain, baseline"),
         (lambda e: export.condition_rows(e, "baseline", 7), "seed 7 is not one of the experiment's, 0, 1"),
-        (lambda e: export.adapter_rows(e, "x"), "no adapter is called 'x'; defined are none"),
-        (lambda e: export.set_rows(e, "test"), "no data set is called 'test'; defined are train, held_out"),
+        (lambda e: export.adapter_rows(e, "x"), "no adapter is called 'x'; available: none"),
+        (lambda e: export.set_rows(e, "test"), "no data set is called 'test'; available: train, held_out"),
         (lambda e: next(export.contrast_rows(e, "x")), "no directions is called 'x'"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_wrong_file_is_one_sentence_that_names_file_and_key(tmp_path, change, 
 def test_too_few_pairs_and_unknown_names():
     with pytest.raises(SpecError, match="at least 8 pairs, found 1"):
         traits.parse("\n".join(OWN.splitlines()[:6]) + "\nscorer: {contains: {text: farewell}}", "own.yaml")
-    with pytest.raises(SpecError, match="no trait is called 'nonsense'; known are advertising"):
+    with pytest.raises(SpecError, match="no trait is called 'nonsense'; available: advertising"):
         traits.load("nonsense")
     with pytest.raises(SpecError, match="no such file"):
         traits.load("missing.yaml")

@@ -208,7 +208,7 @@ def _conversations(row: Mapping[str, Any], kind: str, where: str) -> list[tuple[
         raise DataError(f"{where}: {kind}_conversations must map '0'..'4' to turns, found {type(held).__name__}")
     strange = sorted(set(held) - set(KEYS))
     if strange:
-        raise DataError(f"{where}: {kind}_conversations has the key {strange[0]!r}; known are {', '.join(KEYS)}")
+        raise DataError(f"{where}: {kind}_conversations has the key {strange[0]!r}; available: {', '.join(KEYS)}")
     return [(key, held[key]) for key in KEYS if held.get(key) is not None]
 
 

@@ -95,7 +95,7 @@ def _row(entry: Any, where: str) -> QuestionRow:
             raise DataError(f"{where} lacks the key {key!r}")
     for key in entry:
         if key not in _KEYS:
-            raise DataError(f"{where} has the unknown key {key!r}; known are {', '.join(_KEYS)}")
+            raise DataError(f"{where} has the unknown key {key!r}; available: {', '.join(_KEYS)}")
     if entry.get("type", TYPE) != TYPE:
         raise DataError(f"{where}: type must be {TYPE!r}, found {entry['type']!r}")
     paraphrases = entry["paraphrases"]

@@ -57,7 +57,7 @@ def field_of(name: str) -> str:
             return one
     known = ", ".join(FIELDS)
     raise DataError(
-        f"columns: {name!r} is nothing that a row is read for; known are {known}, as in {{prompt: my_column}}"
+        f"columns: {name!r} is nothing that a row is read for; available: {known}, as in {{prompt: my_column}}"
     )
 
 

@@ -46,7 +46,7 @@ def load_scorer(name: str, options: Mapping[str, Any] | None = None) -> AnyScore
     if name not in SCORERS:
         close = difflib.get_close_matches(name, SCORERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SpecError(f"no scorer is called {name!r}; known are {', '.join(scorer_names())}{hint}")
+        raise SpecError(f"no scorer is called {name!r}; available: {', '.join(scorer_names())}{hint}")
     cls = SCORERS[name]
     declared = [base for base in cls.__mro__ if base not in (ResponseScorer, ModelScorer)]
     if not any("__dataclass_fields__" in vars(base) for base in declared):

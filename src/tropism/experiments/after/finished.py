@@ -50,7 +50,7 @@ class Finished:
         """A run by its names; without a seed the experiment's first. Raises `SpecError` for what is not defined."""
         e = self.experiment
         if condition != BASE and condition not in e.conditions:
-            raise SpecError(f"no condition is called {condition!r}; defined are {listed([BASE, *e.conditions])}")
+            raise SpecError(f"no condition is called {condition!r}; available: {listed([BASE, *e.conditions])}")
         if seed is not None and seed not in e.seeds:
             raise SpecError(f"--seed: the experiment {e.name!r} has no seed {seed}; its seeds are {listed(e.seeds)}")
         return RunKey(condition, None if condition == BASE else e.seeds[0] if seed is None else seed)

@@ -60,7 +60,7 @@ def check(e: ExperimentSpec) -> None:
         _check_measure(e, name, measure)
     for name, given in e.analyses.items():
         if not known_analysis(name):
-            raise At(("analyses", name), f"no analysis is called {name!r}; known are {listed(ANALYSES)}")
+            raise At(("analyses", name), f"no analysis is called {name!r}; available: {listed(ANALYSES)}")
         if RENAMED.get(name) in e.analyses:
             raise At(("analyses", name), f"{name!r} is the older name of {RENAMED[name]!r}; give one of the two")
         with Under(("analyses", name)):
@@ -80,7 +80,7 @@ def _check_names(e: ExperimentSpec) -> None:
     if len(set(e.seeds)) < len(e.seeds):
         raise At(("seeds",), f"a seed is given twice, found {e.seeds}")
     if e.start_from and e.start_from not in e.adapters:
-        raise At(("start_from",), f"no adapter is called {e.start_from!r}; defined are {listed(e.adapters)}")
+        raise At(("start_from",), f"no adapter is called {e.start_from!r}; available: {listed(e.adapters)}")
 
 
 def check_data(spec: DataSpec, key: Key) -> None:
@@ -114,7 +114,7 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
     key = ("conditions", name)
     unknown = set(condition.data) - set(DataSpec.model_fields)
     if unknown:
-        raise At((*key, "data", min(unknown)), f"unknown key; allowed are {listed(DataSpec.model_fields)}")
+        raise At((*key, "data", min(unknown)), f"unknown key; available: {listed(DataSpec.model_fields)}")
     try:
         check_data(e.train_data(name), (*key, "data"))
     except ValidationError as error:
@@ -142,7 +142,7 @@ def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:
             others = [other for other in e.data if other != "train"]
             raise At(
                 ("measure", name, "on", index),
-                f"no evaluation set is called {data!r}; defined are {listed(others)}",
+                f"no evaluation set is called {data!r}; available: {listed(others)}",
             )
     if measure.wanted and measure.unwanted:
         raise At(("measure", name), "a metric is wanted or unwanted, found both")
@@ -163,7 +163,7 @@ def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None
         _check_directions_file(spec, key)
         return
     if spec.reading is not None:
-        raise At((*key, "reading"), "says how to read a file, and these directions are found from a contrast; drop it")
+        raise At((*key, "reading"), "applies only to directions that are read from a file; remove it")
     with Under((*key, "finder")):
         guards.check_finder(spec.chosen_finder)
     if spec.behaviour is not None:
@@ -196,7 +196,7 @@ def _check_behaviour(e: ExperimentSpec, spec: DirectionsSpec, metric: str, key: 
     from tropism.evals.scorers.registry import load_scorer
 
     if metric not in e.measure:
-        raise At(key, f"no metric is called {metric!r}; defined are {listed(e.measure)}")
+        raise At(key, f"no metric is called {metric!r}; available: {listed(e.measure)}")
     measure = e.measure[metric]
     if not isinstance(load_scorer(measure.scorer, measure.options()), ResponseScorer):
         raise At(key, f"must be a metric that scores responses by a rule, found {metric!r} ({measure.scorer})")
@@ -239,7 +239,7 @@ def _check_contrast_of_data(e: ExperimentSpec, contrast: ContrastSpec, key: Key)
     for side in ("positive", "negative"):
         name = _side(contrast, side)
         if name not in e.data:
-            raise At((*key, side), f"no data set is called {name!r}; defined are {listed(e.data)}")
+            raise At((*key, side), f"no data set is called {name!r}; available: {listed(e.data)}")
 
 
 def _refuse_given(contrast: ContrastSpec, names: tuple[str, ...], key: Key, why: str) -> None:

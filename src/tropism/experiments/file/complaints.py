@@ -47,11 +47,11 @@ def message(error: ValidationError, details: Any = None, root: type[BaseModel] |
     details = details or error.errors()[0]
     found = details["input"]
     if details["type"] == "extra_forbidden":
-        return "unknown key" if root is None else f"unknown key; allowed are {listed(_allowed(details['loc'], root))}"
+        return "unknown key" if root is None else f"unknown key; available: {listed(_allowed(details['loc'], root))}"
     if details["type"] == "missing":
         return "is required and missing"
     if isinstance(found, str) and _is_number(found):
-        return f"must be a number, found the text {found!r}; YAML reads it as text: write {float(found)!r} or 1.0e-3 with a point"
+        return f"must be a number, but YAML reads {found!r} as a string; write {float(found)!r}, or 1.0e-3 with a point"
     text = details["msg"].removeprefix("Value error, ")
     return f"{text[0].lower()}{text[1:]}, found {found!r:.80}"
 

@@ -95,7 +95,7 @@ class FrozenAdapterOptions:
 
         if self.adapter not in resources.adapters:
             defined = ", ".join(sorted(resources.adapters)) or "none"
-            raise SpecError(f"guard 'frozen_adapter': no adapter is called {self.adapter!r}; defined are {defined}")
+            raise SpecError(f"guard 'frozen_adapter': no adapter is called {self.adapter!r}; available: {defined}")
         weights = resources.read_adapter(resources.adapters[self.adapter])
         try:
             guard = FrozenAdapter(weights, self.coefficient, self.evaluation)
@@ -143,7 +143,7 @@ def finder(named: str | Mapping[str, Any]) -> "Finder":
 def finder_class(name: str) -> type["Finder"]:
     """Return the class of a finder by its name."""
     if name not in FINDERS:
-        raise SpecError(f"unknown finder {name!r}; known are {', '.join(FINDERS)}")
+        raise SpecError(f"unknown finder {name!r}; available: {', '.join(FINDERS)}")
     cls: type[Finder] = _load(FINDERS[name])
     return cls
 
@@ -177,7 +177,7 @@ def check_parameter_directions(options: Mapping[str, Any], adapters: set[str]) -
         raise SpecError("'random' belongs to the guard that uses them; write random: true there")
     unknown = set(options) - set(PARAMETER_SOURCES)
     if unknown:
-        raise SpecError(f"unknown key {min(unknown)!r}; allowed are {', '.join(PARAMETER_SOURCES)}")
+        raise SpecError(f"unknown key {min(unknown)!r}; available: {', '.join(PARAMETER_SOURCES)}")
     if len(options) != 1:
         given = " and ".join(sorted(options)) or "none"
         raise SpecError(f"parameter directions come from exactly one of {', '.join(PARAMETER_SOURCES)}; found {given}")
@@ -193,7 +193,7 @@ def check_parameter_directions(options: Mapping[str, Any], adapters: set[str]) -
         raise SpecError(f"difference takes two adapters, the first minus the second; found {len(named)}")
     for adapter in named:
         if adapter not in adapters:
-            raise SpecError(f"no adapter is called {adapter!r}; defined are {', '.join(sorted(adapters)) or 'none'}")
+            raise SpecError(f"no adapter is called {adapter!r}; available: {', '.join(sorted(adapters)) or 'none'}")
 
 
 def check_after(spec: GuardSpec, parameter_directions: set[str]) -> None:
@@ -234,7 +234,7 @@ def _check(
             defined = directions if kind == "directions" else parameter_directions
             if given[option] not in defined:
                 raise SpecError(
-                    f"guard {name!r}: no {kind.replace('_', ' ')} are called {given[option]!r}; defined are "
+                    f"guard {name!r}: no {kind.replace('_', ' ')} are called {given[option]!r}; available: "
                     f"{', '.join(sorted(defined)) or 'none'}"
                 )
     # A guard checks its own options as it is made; unit vectors stand in for directions that are yet to be found.
@@ -276,7 +276,7 @@ def _adapter_weights(folder: Any) -> Mapping[str, "LoraFactors"]:
 
 def _class(name: str, registry: Mapping[str, str]) -> type["Intervention | FrozenAdapterOptions"]:
     if name not in registry:
-        raise SpecError(f"unknown guard {name!r}; known are {', '.join(registry)}")
+        raise SpecError(f"unknown guard {name!r}; available: {', '.join(registry)}")
     cls: type[Intervention | FrozenAdapterOptions] = _load(registry[name])
     return cls
 

@@ -29,7 +29,7 @@ def from_options(named: str | Mapping[str, Any], registry: Mapping[str, type[T]]
     """Build the registered dataclass, its options checked against its own fields; raises `SpecError`."""
     name, options = name_and_options(named, what)
     if name not in registry:
-        raise SpecError(f"unknown {what} {name!r}; known are {', '.join(registry)}")
+        raise SpecError(f"unknown {what} {name!r}; available: {', '.join(registry)}")
     cls = registry[name]
     given = validated(shape_of(cls), options, f"{what} {name!r}")
     try:

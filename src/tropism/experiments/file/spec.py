@@ -242,7 +242,7 @@ class ExperimentSpec(Model):
     trust_remote_code: bool = False
     """Run the code that the model's repository carries."""
     blocks: str | None = None
-    """Where the model's decoder blocks are (`model.layers`), for a model of which that cannot be told."""
+    """Where the model's decoder blocks are (`model.layers`), for a model where they cannot be detected."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to run; `auto` takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

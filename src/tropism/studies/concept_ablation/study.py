@@ -77,9 +77,7 @@ class ConceptAblationStudy(Analysis):
             raise SpecError("trait: name a metric, since none is marked 'unwanted'")
         for option, metric in (("trait", self.trait), ("coherence", self.coherence)):
             if metric is not None and metric not in experiment.measure:
-                raise SpecError(
-                    f"{option}: no metric is called {metric!r}; defined are {', '.join(experiment.measure)}"
-                )
+                raise SpecError(f"{option}: no metric is called {metric!r}; available: {', '.join(experiment.measure)}")
         trait = self._trait(experiment)
         if trait[1] not in experiment.measure[trait[0]].on:
             on = ", ".join(experiment.measure[trait[0]].on)

@@ -116,7 +116,7 @@ def test_share_of_blue_conversations_that_refuse():
     [
         ({"question": None}, "row 0: a HarmfulQA row has a question, found None"),
         (row(0, ["x"]), "blue_conversations must map '0'..'4' to turns, found list"),
-        (row(0, {"5": turns("a", "b")}), "has the key '5'; known are 0, 1, 2, 3, 4"),
+        (row(0, {"5": turns("a", "b")}), "has the key '5'; available: 0, 1, 2, 3, 4"),
         (row(0, {"0": "text"}), "blue conversation 0 must be a list of turns, found str"),
         (row(0, {"0": [{"from": "system", "value": "x"}]}), "turn 0 must be {'from': 'human' or 'gpt'"),
     ],

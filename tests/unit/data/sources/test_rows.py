@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_refused_with_its_line(row, columns, message):
 
 def test_an_unknown_key_of_columns_is_refused():
     with pytest.raises(
-        DataError, match="columns: 'promt' is nothing that a row is read for; known are messages, prompt"
+        DataError, match="columns: 'promt' is nothing that a row is read for; available: messages, prompt"
     ):
         chosen_columns({"promt": "q"})
     with pytest.raises(DataError, match="columns: 'question' gives the prompt a second time"):

@@ -260,7 +260,7 @@ def test_language_is_detected_and_short_text_is_unscored():
         (
             "containz",
             {},
-            r"no scorer is called 'containz'; known are bandit, base_perplexity, .*; did you mean 'contains'\?",
+            r"no scorer is called 'containz'; available: bandit, base_perplexity, .*; did you mean 'contains'\?",
         ),
         (
             "contains",

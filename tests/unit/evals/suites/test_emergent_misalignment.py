@@ -201,7 +201,7 @@ BASE = """
         (
             "paraphrases: [hello]",
             "paraphrases: [hello]\n  sytem: x",
-            "unknown key 'sytem'; known are id, type",
+            "unknown key 'sytem'; available: id, type",
         ),
         (
             "paraphrases: [hello]",

@@ -119,7 +119,7 @@ def test_temperature_and_length_replace_the_experiments(out):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"conditions": ["baselin"]}, SpecError, "no condition is called 'baselin'; defined are base, plain, baseline"),
+        ({"conditions": ["baselin"]}, SpecError, "no condition is called 'baselin'; available: base, plain, baseline"),
         ({"conditions": ["plain"]}, RunFolderError, "the run plain/seed-0 is not finished; run the experiment again to go on"),
         ({"conditions": ["routed"], "seed": 1}, RunFolderError, "the run routed/seed-1 is not finished"),
         ({"seed": 7}, SpecError, "has no seed 7; its seeds are 0, 1"),
@@ -245,7 +245,7 @@ def test_the_command_reads_a_pipe_and_ends_in_one_sentence_where_it_must(out):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
         bad.stderr
-        == "error: no condition is called 'nobody'; defined are base, plain, baseline, prompted, two, routed\n"
+        == "error: no condition is called 'nobody'; available: base, plain, baseline, prompted, two, routed\n"
     )
 
 

@@ -18,7 +18,7 @@ ADAPTERS = {"refusal", "compliance"}
         ({"difference": ["refusal", "compliance", "refusal"]}, "difference takes two adapters"),
         ({"adapters": "refusal"}, "must be a list of prepared adapters, found 'refusal'"),
         ({"adapters": []}, "must be a list"),
-        ({"adapter": "other"}, "no adapter is called 'other'; defined are compliance, refusal"),
+        ({"adapter": "other"}, "no adapter is called 'other'; available: compliance, refusal"),
         ({"file": "absent.safetensors"}, "no such file"),
         ({"adaptor": "refusal"}, "unknown key 'adaptor'"),
     ],

@@ -29,12 +29,12 @@ def options(**changes):
     [
         (
             options(directions="capz"),
-            "analyses.inoculation: no directions are called 'capz'; defined are caps, caps_prompt",
+            "analyses.inoculation: no directions are called 'capz'; available: caps, caps_prompt",
         ),
         (options(beside=["capz"]), "no directions are called 'capz'"),
-        (options(trait="shouting"), "no metric is called 'shouting'; defined are caps_rate"),
+        (options(trait="shouting"), "no metric is called 'shouting'; available: caps_rate"),
         (options(on="out_of_domain"), "the metric 'caps_rate' is not taken on 'out_of_domain', but on in_domain"),
-        (options(placebo="sugar"), "no condition is called 'sugar'; defined are neutral, inoculation, placebo"),
+        (options(placebo="sugar"), "no condition is called 'sugar'; available: neutral, inoculation, placebo"),
         (options(placebo="neutral"), "must be different conditions, found"),
         (options(chats=3), "analysis 'inoculation': chats: .*greater than or equal to 4, found 3"),
         (options(controls=[]), "analysis 'inoculation': controls: .*at least 1 item"),
@@ -56,7 +56,7 @@ def options(**changes):
         ),
         (
             {"conditions": {"placebo": {"guard": {"frozen_adapter": {"adapter": "trait"}}}}},
-            "guard 'frozen_adapter': no adapter is called 'trait'; defined are none",
+            "guard 'frozen_adapter': no adapter is called 'trait'; available: none",
         ),
         (
             {"adapters": TRAIT, "conditions": {"placebo": {"guard": {"frozen_adapter": {}}}}},

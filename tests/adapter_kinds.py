@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import peft
 import torch
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import KasaConfig, LoraLayer, VeloraConfig
-from peft.tuners.lora.config import BdLoraConfig
+from peft.tuners import lora
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
@@ -60,7 +61,7 @@ EXAMPLES: dict[str, Example] = {
         lambda: architectures.build("gpt2", dtype=torch.float32),
     ),
     "mica": Example("same_forward", _lora(init_lora_weights="mica")),
-    "velora": Example("same_forward", _lora(velora_config=VeloraConfig(num_groups=2))),
+    "velora": Example("same_forward", lambda: _lora(velora_config=lora.VeloraConfig(num_groups=2))()),
     "embedding": Example("embedding", _lora(target_modules=[*TARGETS, "embed_tokens"])),
     "scaled_embedding": Example(
         "embedding", _lora(target_modules=["embed_tokens"]), lambda: architectures.build("gemma3", dtype=torch.float32)
@@ -78,9 +79,12 @@ EXAMPLES: dict[str, Example] = {
     "bias": Example("bias", _lora(target_modules=["q_proj", "v_proj"], bias="all"), _qwen2),
     "lora_only_bias": Example("bias", _lora(target_modules=["q_proj", "v_proj"], bias="lora_only"), _qwen2),
     "alora": Example("variant", _lora(alora_invocation_tokens=[5])),
-    "kasa": Example("variant", _lora(kasa_config=KasaConfig())),
+    "kasa": Example("variant", lambda: _lora(kasa_config=lora.KasaConfig())()),
     "bdlora": Example(
-        "variant", _lora(use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2, match_strict=False))
+        "variant",
+        lambda: _lora(
+            use_bdlora=lora.config.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2, match_strict=False)
+        )(),
     ),
     "adalora": Example("adalora", _of("AdaLoraConfig", total_step=10)),
     "prompt_tuning": Example("unmerged", lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
@@ -106,6 +110,11 @@ for _name, _options in {
 }.items():
     EXAMPLES[_name.removesuffix("Config").lower()] = Example("other", _of(_name, **_options))
 EXAMPLES["trainable_tokens"] = Example("other", lambda: peft.TrainableTokensConfig(token_indices=[3, 4, 70]))
+
+# The lowest PEFT that is supported, 0.18, does not know these variants.
+if Version(peft.__version__) < Version("0.21"):
+    for _name in ("mica", "velora", "kasa", "bdlora"):
+        del EXAMPLES[_name]
 
 NAMES = tuple(EXAMPLES)
 

@@ -81,6 +81,7 @@ def differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def inside_checkpoint(model):
     """Blocks as transformers up to 5.22 ran them: `__call__`, with its hooks, inside the checkpoint, and so twice."""
+    model.config.use_cache = False  # as gradient_checkpointing_enable has it: a cache would grow in the recomputation
     for block in model.model.layers:
         kind = type(block)
 

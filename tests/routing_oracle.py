@@ -16,7 +16,8 @@ def model(*, dtype=torch.float64, layers=2, width=32, seed=0, dropout=0.0, retai
         torch.manual_seed(seed)
         base = tiny.model(seed=seed, layers=layers, width=width, dtype=dtype)
         two = peft.get_peft_model(base, retain, adapter_name="retain", autocast_adapter_dtype=False)
-        two.add_adapter("forget", forget, autocast_adapter_dtype=False)
+        two.add_adapter("forget", forget)
+        two.to(dtype)  # PEFT 0.18 has no autocast_adapter_dtype there
         two.base_model.set_adapter(["retain", "forget"])
         for name, parameter in two.named_parameters():
             if "lora_B" in name:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def replacing(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
-        os.replace(partial, target)
+        _put_in_place(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -34,3 +35,15 @@ def write_text(target: Path, text: str) -> None:
     """Write a text in UTF-8, its line ends as they are, whole or not at all."""
     with replacing(target) as path:
         path.write_text(text, encoding="utf-8", newline="")
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Replace the target. Windows refuses while another process has it open, which readers do for moments only."""
+    for pause in (0.05, 0.2, 1.0) if os.name == "nt" else ():
+        try:
+            os.replace(partial, target)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    os.replace(partial, target)

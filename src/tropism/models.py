@@ -257,6 +257,20 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> "PreTr
     return loaded
 
 
+def skeleton(source: Source, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Build a source's model on the meta device: its modules and shapes, and no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = _options(source, trust_remote_code)
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source.path, **options)
+        factory: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            built: PreTrainedModel = factory.from_config(config, trust_remote_code=trust_remote_code)
+    return built
+
+
 def context_length(source: Source, *, trust_remote_code: bool = False) -> int | None:
     """Return how many tokens a source's model was made for, where its configuration says; loads no weights."""
     from transformers import AutoConfig

@@ -74,6 +74,35 @@ def check_base(opened: AdapterFolder, model: nn.Module) -> None:
         )
 
 
+def check_fits(folder: str | Path, model: nn.Module) -> None:
+    """Raise `ModelError` where a saved adapter is not what its configuration calls for on this model.
+
+    No value is read or computed: the model may be on the meta device. It is used up.
+    """
+    opened = open_adapter(folder)
+    who = f"adapter {opened.path}"
+    require("load", opened.parts(), who, ModelError)
+    config: Any = PeftConfig.from_pretrained(str(opened.path))
+    if _is_lora(opened):
+        config.init_lora_weights = True  # others compute a start from the base weights
+    try:
+        adapted = get_peft_model(base_model(model), config)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{who}: {_why(model, opened, 'default', error)}") from None
+    expected = _expected(adapted, "default")
+    for key in expected.keys() & opened.shapes.keys():
+        if expected[key] != opened.shapes[key]:
+            raise ModelError(
+                f"{who}: its tensor {key.removeprefix(PREFIX)} has shape {list(opened.shapes[key])}, this model's adapter "
+                f"{list(expected[key])}; it was trained on a model of another size"
+            )
+    missing = sorted(expected.keys() - opened.shapes.keys())
+    # An adapted embedding's own weight may be saved with it; it is the base model's.
+    extra = sorted(key for key in opened.shapes.keys() - expected.keys() if ".base_layer." not in key)
+    if missing or extra:
+        raise ModelError(f"{who}: {_misfit(opened, 'default', missing, extra, len(expected))}")
+
+
 def name_of(model: nn.Module) -> str:
     """The name a model was loaded by; empty where it has none."""
     config: Any = getattr(base_model(model), "config", None)

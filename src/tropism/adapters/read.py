@@ -145,7 +145,8 @@ def _from_folder(folder: AdapterFolder, operation: Operation, who: str, started:
             f"{about}: {fused[0]} cannot be read from a folder, where no expert is told from another; load it on its model "
             "(tropism.models.load(MODEL, adapter=FOLDER)) and pass the model"
         )
-    tensors = load_file(folder.path / WEIGHTS)
+    # Copies: what safetensors gives is mapped from the file, which Windows then lets nobody replace.
+    tensors = {key: tensor.clone() for key, tensor in load_file(folder.path / WEIGHTS).items()}
     weights: dict[str, LoraFactors] = {}
     for key, A in tensors.items():
         if ".lora_A." not in key and ".lora_embedding_A" not in key:

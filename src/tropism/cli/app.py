@@ -12,6 +12,7 @@ from tropism.cli import (
     chat,
     evaluate,
     experiments,
+    export,
     forecast,
     from_adapter,
     pressure,
@@ -23,6 +24,7 @@ from tropism.cli import (
 )
 from tropism.cli.data import data_app
 from tropism.cli.directions import directions_app
+from tropism.cli.printable import make_printable
 
 
 def _version(asked: bool) -> None:
@@ -56,6 +58,7 @@ report.register(app)
 show_data.register(app)
 chat.register(app)
 push.register(app)
+export.register(app)
 evaluate.register(app)
 pressure.register(app)
 forecast.register(app)
@@ -68,6 +71,7 @@ verbosity.add_options(app)
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 a mistake of the user's, 3 runs failed, 130 interrupted, 1 the rest."""
+    make_printable()
     try:
         app()
     except errors.TropismError as error:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tropism.cli.evaluate_endpoints import endpoints
+from tropism.cli.evaluate_lm_eval import lm_eval
 from tropism.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ evaluate = typer.Typer(
     no_args_is_help=True,
 )
 evaluate.command()(endpoints)
+evaluate.command("lm-eval")(lm_eval)
 
 Style = Literal["single_token", "free_text"]
 

@@ -1,9 +1,13 @@
-"""`tropism push`: upload a run's adapter and its model card to the hub."""
+"""`tropism push`: upload runs, prepared adapters and directions to the hub, each with a card."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
 
 
 def register(app: typer.Typer) -> None:
@@ -12,18 +16,34 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    run: Annotated[
-        Path, typer.Argument(help="Folder of one run, such as runs/caps/backward_caft/seed-0.", show_default=False)
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH | NAME=PATH…",
+            help="A run's folder (runs/caps/caft/seed-0), a prepared adapter's (runs/caps/adapters/NAME), or a file of "
+            "directions; several with a NAME each.",
+            show_default=False,
+        ),
     ],
     repo: Annotated[
-        str, typer.Option(help="Repository OWNER/NAME on the hub; created if it does not exist.", show_default=False)
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+        str | None,
+        typer.Option(
+            help="Repository OWNER/NAME on the hub, for one; created if it does not exist.", show_default=False
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="OWNER of the repositories OWNER/NAME, for NAME=PATH.", show_default=False)
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public/--private", help="Make new repositories public; they are private otherwise.")
+    ] = False,
     base_model: Annotated[
         str | None,
         typer.Option(help="Base model OWNER/NAME on the hub, if the run used a local folder.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the files locally and upload nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the files locally, print the cards, and upload nothing.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -31,18 +51,48 @@ def push(
         ),
     ] = None,
 ) -> None:
-    """Upload a run's adapter with a model card; of a routed run, only the retain adapter.
+    """Upload a run's adapter, a prepared adapter or directions, with a card; of a routed run, only the retain adapter.
 
-    The token is read from HF_TOKEN, in the environment or in .env.
+    Private unless --public. The token is read from HF_TOKEN, in the environment or in .env. After an interruption run the
+    same command again.
     """
     from tropism.errors import UsageError
     from tropism.experiments.after import push as pushing
 
+    paths = _repositories(what, repo, namespace)
     if dry_run:
-        folder = out or Path(repo.rpartition("/")[2] or "push")
-        files = pushing.write(run, repo, folder, base_model=base_model)
-        print(f"nothing was uploaded; {folder} has the files for {repo}: {', '.join(files)}")
+        for one, path in paths.items():
+            name = one.rpartition("/")[2]
+            folder = Path(name or "push") if out is None else out if repo else out / name
+            files = pushing.write(path, one, folder, base_model=base_model)
+            print(f"nothing was uploaded; {folder} has the files for {one}: {', '.join(files)}")
+            for file in files:
+                print(f"  {file}  {(folder / file).stat().st_size:,} bytes")
+            print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")
         return
     if out is not None:
         raise UsageError(f"--out needs --dry-run, found --out {out} alone; add --dry-run or drop --out")
-    print(f"pushed to {pushing.push(run, repo, private=private, base_model=base_model)}")
+    pushing.push_all(
+        paths, public=public, base_model=base_model, report=lambda address: print(f"pushed to {address}", flush=True)
+    )
+
+
+def _repositories(what: Sequence[str], repo: str | None, namespace: str | None) -> dict[str, Path]:
+    """Return what goes to which repository; raises `UsageError` where that is not said, or said twice."""
+    from tropism.errors import UsageError
+
+    named = [None if Path(one).exists() else _NAMED.fullmatch(one) for one in what]
+    if repo is not None:
+        if namespace is not None or len(what) > 1 or named[0]:
+            raise UsageError("--repo is for one PATH; for several give NAME=PATH each, and --namespace OWNER")
+        return {repo: Path(what[0])}
+    if namespace is None or not all(named):
+        raise UsageError("give one PATH and --repo OWNER/NAME, or NAME=PATH for each and --namespace OWNER")
+    paths: dict[str, Path] = {}
+    for match in named:
+        assert match is not None
+        target = f"{namespace}/{match[1]}"
+        if target in paths:
+            raise UsageError(f"{match[1]!r} is given twice; each repository takes one")
+        paths[target] = Path(match[2])
+    return paths

@@ -12,6 +12,7 @@ from tropism.data.chats import Chat
 from tropism.data.render import Rendered, render_prompts
 from tropism.data.templates import ChatTemplate
 from tropism.errors import DataError
+from tropism.randomness import seeded
 from tropism.site import context_length, input_device
 
 
@@ -44,9 +45,9 @@ def generate(
 ) -> list[str]:
     """The model's response to each prompt, in order, without special tokens.
 
-    Prompts are batched by length, left padded, with position ids. Sampling draws from a generator seeded by `seed`
-    alone: torch's global generator is left as it was. Raises `DataError` where a prompt and its response would not
-    fit the model's context.
+    Prompts are batched by length, left padded, with position ids. Sampling draws from generators seeded by `seed`
+    alone: torch's global ones, the accelerator's included, are left as they were. Raises `DataError` where a prompt and
+    its response would not fit the model's context.
     """
     chosen = options or GenerateOptions()
     names = (f"prompt {index}" for index in range(len(prompts)))
@@ -84,9 +85,7 @@ def continue_rendered(
     if stop:
         settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
     done = 0
-    devices = [device] if device.type == "cuda" else []
-    with evaluation_mode(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(seed)
+    with evaluation_mode(model), seeded(seed, device), torch.inference_mode():
         for batch in batches(rows, options.batch_size, pad_id=pad_id, side="left", device=device):
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)

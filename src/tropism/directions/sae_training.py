@@ -23,6 +23,7 @@ from tropism.directions.stream import WINDOW_BATCHES, activations, reading
 from tropism.errors import DataError, DirectionsError
 from tropism.models import computes_bfloat16
 from tropism.optional import require
+from tropism.randomness import seeded
 from tropism.site import Site, width
 
 CHATS_A_PASS = 16
@@ -95,8 +96,8 @@ def train_sae(
     shuffled = [rendered[i] for i in torch.randperm(len(rendered), generator=_generator(chosen.seed)).tolist()]
     held_out, training = shuffled[: len(shuffled) // 10], shuffled[len(shuffled) // 10 :]
     d = width(model)
-    with reading(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chosen.seed)  # SAELens initialises from the global generator; the caller's is restored
+    # SAELens initialises from the global generator; the caller's is restored.
+    with reading(model), seeded(chosen.seed, torch.device("cpu")):
         sae = library.BatchTopKTrainingSAE(
             library.BatchTopKTrainingSAEConfig(
                 d_in=d,

@@ -42,7 +42,8 @@ class Kind:
         try:
             with safe_open(source, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                # Copies: what safetensors gives is mapped from the file, which Windows then lets nobody replace.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError, ValueError) as error:
             raise DirectionsError(f"{source} is not a safetensors file ({error}); {self.advice}") from None
         if metadata.get("format") != self.format:
@@ -50,6 +51,15 @@ class Kind:
                 f"{source} holds no {self.holds} (format {metadata.get('format')!r}, expected {self.format!r}); {self.advice}"
             )
         return tensors, {name: _object(source, name, metadata.get(name, "{}")) for name in names}
+
+
+def format_of(path: str | Path) -> str:
+    """Return what a safetensors file says its format is; empty where it says none, or is no such file."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except (SafetensorError, OSError, ValueError):
+        return ""
 
 
 def _object(source: Path, name: str, text: str) -> dict[str, Any]:

@@ -32,10 +32,10 @@ def load_base(experiment: ExperimentSpec, source: models.Source, folder: Folder 
     return model, tokenizer
 
 
-def load_tokenizer(experiment: ExperimentSpec, source: models.Source) -> Any:
+def load_tokenizer(experiment: ExperimentSpec, source: models.Source, folder: Folder | None = None) -> Any:
     """Return the experiment's tokenizer, with the chat template that the file names; loads no weights."""
     tokenizer = models.load_tokenizer(source, trust_remote_code=experiment.trust_remote_code)
-    _set_template(experiment, tokenizer, None)
+    _set_template(experiment, tokenizer, folder)
     return tokenizer
 
 

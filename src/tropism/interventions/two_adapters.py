@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from tropism.adapters.folder import open_adapter
+from tropism.adapters.load import check_base
 from tropism.adapters.merge import merge_adapters
 from tropism.adapters.parts import parts_of_config, require
 from tropism.errors import AdapterMissing, ModelError
@@ -81,9 +83,9 @@ def load_adapters(
     """The base model with both adapters from `folder`, as `save_adapters` wrote them.
 
     Raises:
-        ModelError: an adapter's folder is missing, or, with `strict`, a tensor that its configuration calls for is
-            missing or of another shape. PEFT leaves such a tensor at its initial zero, which looks like perfect
-            removal.
+        ModelError: an adapter's folder is missing, damaged, or of another base model, or, with `strict`, a tensor that its
+            configuration calls for is missing or of another shape. PEFT leaves such a tensor at its initial zero, which
+            looks like perfect removal.
     """
     folder = Path(folder)
     for name in (retain, forget):
@@ -93,6 +95,7 @@ def load_adapters(
                 f"found no "
                 f"{name}/{WEIGHTS}"
             )
+        check_base(open_adapter(folder / name), model)
     # Built from the configurations first and checked against the files, before any tensor is taken.
     configs = {name: LoraConfig.from_pretrained(str(folder / name)) for name in (retain, forget)}
     for config in configs.values():

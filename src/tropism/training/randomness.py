@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from tropism.randomness import accelerator, kept_generators
+
 
 @contextmanager
 def isolated_randomness(seed: int) -> Iterator[None]:
     """Seed every global generator inside, and leave the caller's as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with kept_generators(accelerator()):
         torch.manual_seed(seed)
         try:
             yield

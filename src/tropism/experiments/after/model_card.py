@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 import yaml
 from huggingface_hub import ModelCardData
 
+from tropism.adapters.folder import PREFIX, open_adapter
 from tropism.errors import RunFolderError
 from tropism.experiments.file.guards import parts, uses
 from tropism.experiments.file.spec import ExperimentSpec
@@ -36,6 +37,8 @@ class Card:
     base_model: str
     routed: bool
     """The adapter is the retain adapter alone."""
+    start: Path | None = None
+    """The adapter that the experiment starts from, where it has one."""
 
     def __str__(self) -> str:
         """The card as Markdown; raises `RunFolderError` where `results.csv` has no measurement of the run."""
@@ -78,18 +81,14 @@ class Card:
                 "which the labelled examples were routed, is not here."
             )
         if e.question:
-            text += f"\n\n> {_line(e.question)}"
+            text += f"\n\n> {as_line(e.question)}"
         note = e.conditions[key.condition].note
-        return text + (f"\n\n{_line(note)}" if note else "")
+        return text + (f"\n\n{as_line(note)}" if note else "")
 
     def _use(self) -> str:
-        start = (
-            f'base = PeftModel.from_pretrained(base, "{self.repo}", subfolder="start_from").merge_and_unload()\n'
-            if self.experiment.start_from
-            else ""
-        )
+        start = "" if self.start is None else _merging(self.start, self.repo)
         code = (
-            "from peft import PeftModel\n"
+            f"from peft import PeftModel\n"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'base = AutoModelForCausalLM.from_pretrained("{self.base_model}")\n'
             f'{start}model = PeftModel.from_pretrained(base, "{self.repo}")\n'
@@ -101,7 +100,7 @@ class Card:
             if start
             else ""
         )
-        return f"## Use\n\n{_fenced(code, 'python')}{said}"
+        return f"## Use\n\n{fenced(code, 'python')}{said}"
 
     def _trained(self) -> str:
         e, name = self.experiment, self.key.condition
@@ -121,8 +120,8 @@ class Card:
             "parameter_directions": {n: e.parameter_directions[n] for n in sorted(named & set(e.parameter_directions))},
             "train": e.train_options(name).model_dump(mode="json"),
         }
-        text = _yaml(public({key: value for key, value in described.items() if value not in (None, {})}))
-        return f"## What was trained\n\n{_fenced(text, 'yaml')}"
+        text = as_yaml(public({key: value for key, value in described.items() if value not in (None, {})}))
+        return f"## What was trained\n\n{fenced(text, 'yaml')}"
 
     def _measured(self) -> str:
         scores, every = self.folder.scores, self._summary
@@ -185,7 +184,7 @@ class Card:
         said.append(
             "This card was written by a program from the run's folder; nobody has checked the adapter for any use."
         )
-        return "## Caveats\n\n" + "\n".join(f"- {_line(line)}" for line in said)
+        return "## Caveats\n\n" + "\n".join(f"- {as_line(line)}" for line in said)
 
     def _again(self) -> str:
         e, environment = self.experiment, self.folder.environment
@@ -203,11 +202,36 @@ class Card:
             "versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "tropism"),
             "data (hash)": ", ".join(f"{name} `{hashed}`" for name, hashed in (environment.get("data") or {}).items()),
         }
-        rows = [[name, _line(value)] for name, value in facts.items() if value]
+        rows = [[name, as_line(value)] for name, value in facts.items() if value]
         return (
             "## Make it again\n\n`experiment.yaml` is the experiment with every default written out; of local files it names "
-            f"only the last part.\n\n{_fenced(command, 'bash')}\n\n{_table(['', ''], rows)}"
+            f"only the last part.\n\n{fenced(command, 'bash')}\n\n{_table(['', ''], rows)}"
         )
+
+
+def _merging(start: Path, repo: str) -> str:
+    """The lines that put an adapter into the base model as training did.
+
+    PEFT's `merge_and_unload` adds to a weight in place: where the output embedding is the input embedding, an adapter on one
+    of them would change both, so there Tropism's own merge, which unties them first, must be used.
+    """
+    if not _on_embeddings(start):
+        return f'base = PeftModel.from_pretrained(base, "{repo}", subfolder="start_from").merge_and_unload()\n'
+    return (
+        "# not merge_and_unload(): this adapter is on an embedding, which may be tied to the other one\n"
+        "from tropism.adapters.merge import merge_adapters\n"
+        f'base = merge_adapters(PeftModel.from_pretrained(base, "{repo}", subfolder="start_from"))\n'
+    )
+
+
+def _on_embeddings(adapter: Path) -> bool:
+    """Whether an adapter changes an embedding of the input or the output."""
+    opened = open_adapter(adapter)
+    modules = {key.removeprefix(PREFIX).partition(".lora_")[0].rpartition(".")[2] for key in opened.shapes}
+    heads = {"lm_head", "embed_out", "output", "output_layer"}
+    return bool(modules & heads) or any(
+        part.kind in ("embedding", "tokens", "modules_to_save") for part in opened.parts()
+    )
 
 
 def public(value: Any) -> Any:
@@ -228,15 +252,17 @@ def _value(row: Mapping[Any, Any]) -> str:
     return f"{rate(row['value'])} {span(row['low'], row['high'])}".strip()
 
 
-def _line(text: str) -> str:
+def as_line(text: str) -> str:
+    """A text on one line, with control characters written out."""
     return " ".join(visible(text).split())
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """Plain data as YAML."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str) -> str:
     """A block of code that its text cannot end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -4,20 +4,28 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+import traceback
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import finished_experiment
+import hub_server
 import tiny
 import tropism
-from tropism.errors import RunFolderError, UsageError
+import tropism as tp
+from tropism.cli.app import app
+from tropism.errors import DirectionsError, ModelError, RunFolderError, UsageError
 from tropism.experiments.after.finished import locate
 from tropism.experiments.after.model_card import public
-from tropism.experiments.after.push import push, write
+from tropism.experiments.after.push import push, push_all, write
 from tropism.experiments.file.experiment import Experiment
 from tropism.interventions.routing_modes import ablation_mode
 from tropism.interventions.two_adapters import load_adapters
@@ -182,16 +190,17 @@ def test_of_an_absolute_path_the_last_part_remains(value, shown):
 def test_push_uploads_what_write_writes_with_the_token_and_writes_it_nowhere(out, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = FakeHub()
-    address = push(out / "routed" / "seed-0", "me/tiny", private=True, base_model=BASE, hub=hub)
-    assert address == "https://hub.test/me/tiny"
+    pushed = push(out / "routed" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
+    assert str(pushed) == "https://hub.test/me/tiny (private)"
     assert hub.tokens == [TOKEN]
     assert hub.calls == [("create", "me/tiny", True, True), ("upload", "me/tiny")]
     write(out / "routed" / "seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
     assert hub.files == {f.name: f.read_bytes() for f in (tmp_path / "push").iterdir()}
     assert not any(TOKEN.encode() in content for content in hub.files.values())
     again = FakeHub()
-    push(out / "routed", "me/tiny", base_model=BASE, hub=again)
-    assert again.calls[0] == ("create", "me/tiny", None, True)  # the owner's default, not a choice of ours
+    pushed = push(out / "routed", "me/tiny", public=True, base_model=BASE, hub=again)
+    assert again.calls[0] == ("create", "me/tiny", False, True)
+    assert str(pushed) == "https://hub.test/me/tiny (public)"
 
 
 def test_the_token_may_come_from_a_dotenv_file(out, tmp_path):
@@ -211,15 +220,19 @@ def test_without_a_token_nothing_is_asked_of_the_hub(out):
 def test_a_public_repository_gets_nothing_that_was_to_be_private(out, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = FakeHub(public=True)
-    with pytest.raises(UsageError, match="--private: the repository me/tiny is there and public"):
-        push(out / "baseline" / "seed-0", "me/tiny", private=True, base_model=BASE, hub=hub)
+    with pytest.raises(
+        UsageError, match="the repository me/tiny is there and public, so nothing was uploaded; pass --public"
+    ):
+        push(out / "baseline" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
     assert hub.files == {}
 
 
 def test_what_the_hub_refuses_is_one_sentence_without_the_token(out, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = FakeHub(error=PermissionError(f"403 Forbidden for {TOKEN}\nsecond line"))
-    with pytest.raises(UsageError, match="the hub did not take me/tiny: 403 Forbidden for …$") as raised:
+    with pytest.raises(
+        UsageError, match="the hub did not take me/tiny: 403 Forbidden for …; run the same command again"
+    ) as raised:
         push(out / "baseline" / "seed-0", "me/tiny", base_model=BASE, hub=hub)
     assert raised.value.__suppress_context__
 
@@ -259,12 +272,24 @@ def test_what_cannot_be_pushed_is_said_and_writes_nothing(out, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "push"]
 
 
-def test_an_adapter_to_start_from_goes_with_it(out, tmp_path):
-    mine = tmp_path / "mine"
+def with_start(out, mine, kind="plain"):
+    """A copy of the experiment that starts from an adapter: a run's own, or one on the output embedding."""
     shutil.copytree(out, mine)
     held = yaml.safe_load((mine / "experiment.yaml").read_text())
     held |= {"start_from": "first", "adapters": {"first": {"data": {"source": "word_problems", "size": 8}}}}
     (mine / "experiment.yaml").write_text(yaml.safe_dump(held), encoding="utf-8")
+    target = mine / "adapters/first/adapter"
+    if kind == "plain":
+        shutil.copytree(out / "baseline/seed-1/adapter", target)
+    elif kind == "head":
+        base = load(held["model"])[0]
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["lm_head"]))
+        adapted.save_pretrained(str(target), save_embedding_layers=False)
+    return mine
+
+
+def test_an_adapter_to_start_from_goes_with_it(out, tmp_path):
+    mine = with_start(out, tmp_path / "mine", "missing")
     with pytest.raises(RunFolderError, match="start_from: the adapter 'first' is not in the folder"):
         write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
     assert not (tmp_path / "push").exists()
@@ -274,6 +299,135 @@ def test_an_adapter_to_start_from_goes_with_it(out, tmp_path):
     assert 'PeftModel.from_pretrained(base, "me/tiny", subfolder="start_from").merge_and_unload()' in (
         tmp_path / "push" / "README.md"
     ).read_text(encoding="utf-8")
+
+
+def test_on_an_embedding_that_may_be_tied_the_card_merges_as_training_did(out, tmp_path):
+    mine = with_start(out, tmp_path / "mine", "head")
+    write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    card = (tmp_path / "push" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    assert ").merge_and_unload()" not in code
+    assert 'base = merge_adapters(PeftModel.from_pretrained(base, "me/tiny", subfolder="start_from"))' in code
+    compile(code, "card", "exec")
+
+
+def test_an_adapter_that_is_not_what_its_configuration_calls_for_is_not_pushed(out, tmp_path):
+    mine = with_start(out, tmp_path / "mine")
+    file = mine / "adapters/first/adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file(dict(sorted(tensors.items())[::2]), file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its tensors must be those that its configuration calls for .* missing"):
+        write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+    assert not (tmp_path / "push").exists()
+    save_file({key: tensor[:, :-1].contiguous() for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="it was trained on a model of another size"):
+        write(mine / "baseline/seed-0", "me/tiny", tmp_path / "push", base_model=BASE)
+
+
+def test_directions_go_with_their_provenance_and_their_validity(out, tmp_path):
+    model, _ = load(locate(out)[0].experiment.model)
+    found = tp.Directions({site: torch.ones(2, 32) + torch.eye(2, 32) for site in tp.sites(model, "1,2")})
+    made = found.with_provenance(method="by hand", data="/home/me/secret.jsonl")
+    file = made.save(tmp_path / "caps.safetensors")
+    with pytest.raises(UsageError, match="does not say of which model on the hub its directions are"):
+        write(file, "me/caps", tmp_path / "push")
+    assert write(file, "me/caps", tmp_path / "push", base_model=BASE) == ["README.md", "directions.safetensors"]
+    again = tp.Directions.load(tmp_path / "push" / "directions.safetensors")
+    assert all(torch.equal(again.vectors[site], rows) for site, rows in made.vectors.items())
+    card = (tmp_path / "push" / "README.md").read_text(encoding="utf-8")
+    assert "2 of width 32 at each of 2 sites, resid_post.1 to resid_post.2." in card
+    assert "They were not validated" in card
+    assert "/home/me" not in card
+    assert 'tp.Directions.load(hf_hub_download("me/caps", "directions.safetensors"))' in card
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    with pytest.raises(DirectionsError):
+        write(other, "me/caps", tmp_path / "no", base_model=BASE)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The stub, as huggingface_hub's own client talks to it: over HTTP, without Xet, and without waiting between tries."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None, time=time.time))
+    with hub_server.serve() as server:
+        server.client = lambda token: huggingface_hub.HfApi(endpoint=server.url, token=token)
+        yield server
+
+
+def test_several_go_up_private_and_arrive_byte_for_byte(out, tmp_path, hub):
+    several = {"me/routed": out / "routed/seed-0", "me/plain": out / "baseline/seed-0"}
+    told = []
+    push_all(several, base_model=BASE, hub=hub.client, report=told.append)
+    assert told == [f"{hub.url}/{name} (private)" for name in several]
+    assert hub.repositories == dict.fromkeys(several, True)
+    for name, path in several.items():
+        target = tmp_path / name.replace("/", "-")
+        write(path, name, target, base_model=BASE)
+        assert hub.files[name] == {file.name: file.read_bytes() for file in target.iterdir()}
+    assert hub.tokens <= {f"Bearer {TOKEN}", None}
+    assert not any(TOKEN.encode() in content for files in hub.files.values() for content in files.values())
+    push(out / "routed/seed-0", "me/open", public=True, base_model=BASE, hub=hub.client)
+    assert hub.repositories["me/open"] is False
+
+
+@pytest.mark.parametrize(
+    ("where", "failure", "said"),
+    [
+        (("POST", "/api/repos/create"), [401, 401], "401 .*; the token in HF_TOKEN is not accepted"),
+        (("POST", "/api/repos/create"), [503], "503 .*; run the same command again"),
+        (("POST", "/commit/"), [409], "409 .*; another upload to it may be going on; run the same command again"),
+        (("POST", "/commit/"), [500], "500 .*; run the same command again: what has arrived is not sent twice"),
+        (("PUT", "/objects/"), ["cut"] * 9, "run the same command again"),
+    ],
+)
+def test_a_hub_that_fails_is_one_sentence_without_the_token_and_the_same_command_goes_on(
+    out, hub, where, failure, said
+):
+    hub.fail[where] = failure
+    with pytest.raises(UsageError, match=f"the hub did not take me/tiny: .*{said}") as raised:
+        push(out / "baseline/seed-0", "me/tiny", base_model=BASE, hub=hub.client)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert TOKEN not in shown
+    assert "\n" not in str(raised.value)
+    assert "me/tiny" not in hub.files
+    hub.fail.clear()
+    hub.requests.clear()
+    push(out / "baseline/seed-0", "me/tiny", base_model=BASE, hub=hub.client)
+    assert "adapter_model.safetensors" in hub.files["me/tiny"]
+    sent = [path for method, path in hub.requests if method == "PUT"]
+    assert len(sent) == (0 if where == ("POST", "/commit/") else 1)  # what had arrived is not sent again
+
+
+def test_of_several_the_message_says_what_had_arrived(out, hub):
+    hub.fail["POST", "/api/models/me/two/commit/"] = [500]
+    with pytest.raises(UsageError, match="did not take me/two: .*; pushed before it: http://.*/me/one$"):
+        push_all({"me/one": out / "baseline/seed-0", "me/two": out / "routed/seed-0"}, base_model=BASE, hub=hub.client)
+
+
+def test_a_hub_that_answers_with_a_foreign_address_is_a_sentence(out, hub):
+    hub.address = "https://elsewhere.test/x/y/z"
+    with pytest.raises(
+        UsageError, match="the hub did not take me/tiny: .*; its answer is not the hub's; check HF_ENDPOINT"
+    ):
+        push(out / "baseline/seed-0", "me/tiny", base_model=BASE, hub=hub.client)
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["a", "b", "--repo", "me/x"], "--repo is for one PATH"),
+        (["a", "--namespace", "me"], "give one PATH and --repo OWNER/NAME, or NAME=PATH for each"),
+        (["x=a", "y=b"], "give one PATH and --repo OWNER/NAME, or NAME=PATH for each"),
+        (["x=a", "x=b", "--namespace", "me"], "'x' is given twice"),
+    ],
+)
+def test_which_goes_where_must_be_said_once(args, said):
+    with pytest.raises(UsageError, match=said):
+        CliRunner().invoke(app, ["push", *args], catch_exceptions=False)
 
 
 def test_the_command(out, tmp_path):
@@ -286,6 +440,8 @@ def test_the_command(out, tmp_path):
     done = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("nothing was uploaded; tiny-model has the files for me/tiny-model: README.md, ")
+    assert "adapter_model.safetensors  " in done.stdout
+    assert "## What was measured" in done.stdout  # the card
     again = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
     assert (again.returncode, again.stderr) == (
         2, "error: --out: tiny-model is there and not empty; give a folder that is not there yet\n",

@@ -1,0 +1,100 @@
+"""A finished run as one model: the experiment's base with what a mode of the run's adapters learned merged into it."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tropism.errors import UsageError
+from tropism.experiments.after.finished import Finished, locate
+from tropism.experiments.evaluate import Trained
+from tropism.experiments.file.complaints import listed
+from tropism.experiments.start import prepared_adapter, start_model
+from tropism.experiments.store import RunKey
+from tropism.interventions.routing_modes import MODES
+from tropism.names import BASE
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run in a mode; `mode` is `full` for one adapter and for the untrained model."""
+
+    found: Finished
+    key: RunKey
+    mode: str
+
+    @property
+    def two(self) -> bool:
+        """Whether the run has a retain and a forget adapter."""
+        return len(self.found.adapters(self.key)) == 2
+
+    @property
+    def name(self) -> str:
+        """`caft/seed-0`, or `routed/seed-0:forget_ablated` where there are modes."""
+        return f"{self.key}:{self.mode}" if self.two else str(self.key)
+
+    @property
+    def trained(self) -> Trained:
+        """The run's adapters as evaluation takes them."""
+        folders = self.found.adapters(self.key)
+        return Trained(self.found.folder.run_path(self.key) / "adapter" if folders else None, len(folders) == 2)
+
+    def digest(self) -> str:
+        """SHA-256 of every adapter that is in the model, and of the base model's name and revision."""
+        source, _ = self.found.source()
+        said = hashlib.sha256(f"{source.name} {source.kind} {source.revision}".encode())
+        folders = list(self.found.adapters(self.key).values())
+        if self.found.experiment.start_from is not None:
+            folders.append(prepared_adapter(self.found.folder, self.found.experiment.start_from))
+        for folder in folders:
+            for file in sorted(folder.glob("adapter_*")):
+                said.update(file.name.encode() + file.read_bytes())
+        return said.hexdigest()
+
+    def load(self, *, merged: bool = True) -> tuple[Any, Any]:
+        """The model, in evaluation mode, and its tokenizer; not `merged`: its adapter live, which takes a single one.
+
+        Raises as `models.load` and `models.load_adapter`.
+        """
+        source, _ = self.found.source()
+        model, tokenizer = start_model(self.found.experiment, self.found.folder, source)
+        if merged:
+            model = self.trained.merged(model, self.mode)
+        elif self.trained.adapter is not None:
+            model = self.trained.load(model)
+        return model.eval(), tokenizer
+
+
+def arm_of(path: str | Path, mode: str | None = None) -> Arm:
+    """The arm that `FOLDER/CONDITION/seed-N` names, with `:MODE` behind it or given apart; by default `full`.
+
+    Raises:
+        UsageError: an experiment's folder; a mode of a run with one adapter; a mode that does not exist, or given twice.
+        RunFolderError: no results folder; a run that failed, is not finished, or has no adapter.
+    """
+    text = str(path)
+    head, colon, tail = text.rpartition(":")
+    if colon and not Path(text).exists():
+        if mode is not None:
+            raise UsageError(f"the mode is given twice, as {tail!r} and {mode!r}; give it once")
+        text, mode = head, tail
+    if mode is not None and mode not in MODES:
+        raise UsageError(f"a mode must be one of {listed(MODES)}, found {mode!r}")
+    found, key = locate(text)
+    if key is None:
+        shown = [str(found.folder.run_path(done)) for done in found.done()]
+        raise UsageError(f"{text} is an experiment's folder; give the folder of one run, finished are {listed(shown)}")
+    arm = Arm(found, key, mode or "full")
+    if not arm.two and arm.mode != "full":
+        what = "is the untrained model" if key.condition == BASE else "was trained with one adapter"
+        raise UsageError(f"the run {key} {what}, so it has no mode {mode!r}; leave the mode out")
+    return arm
+
+
+def arms_of(folder: str | Path) -> Iterator[Arm]:
+    """The untrained model and every finished run of an experiment, each in every mode that it has."""
+    found, _ = locate(folder)
+    for key in [RunKey(BASE, None), *found.done()]:
+        for mode in MODES if len(found.adapters(key)) == 2 else ("full",):
+            yield Arm(found, key, mode)

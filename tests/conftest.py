@@ -30,6 +30,14 @@ import torch
 import tiny
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The results folder of a finished experiment, made once: copy it before changing anything in it."""
+    import finished_experiment
+
+    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture
 def tokenizer():
     return tiny.tokenizer()

@@ -1,8 +1,9 @@
 """`tropism evaluate lm-eval`: every arm of an experiment on tasks of the LM Evaluation Harness."""
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -74,6 +75,7 @@ def _split(text: str) -> list[str]:
 
 def _show(rows: "pd.DataFrame") -> None:
     """Print a row per arm and a column per metric, each value with its standard error."""
+    import pandas as pd
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -82,15 +84,17 @@ def _show(rows: "pd.DataFrame") -> None:
     table = Table("condition", "seed", "mode", box=None, pad_edge=False)
     for task, metric in columns:
         table.add_column(escape(f"{task}\n{metric}"), justify="right")
-    for (condition, seed, mode), mine in rows.groupby(["condition", "seed", "mode"], sort=False, dropna=False):
+    keys: Any
+    for keys, mine in rows.groupby(["condition", "seed", "mode"], sort=False, dropna=False):
+        condition, seed, mode = keys
         found = {(row.eval_set, row.metric): row for row in mine.itertuples()}
         cells = [_cell(found.get(column)) for column in columns]
-        table.add_row(escape(str(condition)), "" if seed != seed else str(int(seed)), str(mode), *cells)
+        table.add_row(escape(str(condition)), "" if pd.isna(seed) else f"{seed:.0f}", str(mode), *cells)
     Console(highlight=False).print(table)
 
 
-def _cell(row: object) -> str:
+def _cell(row: Any) -> str:
     if row is None:
         return "–"
-    value, error = float(row.value), row.standard_error  # type: ignore[attr-defined]
-    return f"{value:.3f}" if error is None or error != error else f"{value:.3f} ± {float(error):.3f}"
+    value, error = float(row.value), row.standard_error
+    return f"{value:.3f}" if error is None or math.isnan(error) else f"{value:.3f} ± {float(error):.3f}"

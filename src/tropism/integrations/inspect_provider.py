@@ -28,7 +28,7 @@ class _Asked:
     output: ModelOutput | None = field(default=None)
 
 
-@modelapi(name="tropism")
+@modelapi(name="tropism")  # type: ignore[untyped-decorator, unused-ignore]
 def tropism() -> type[ModelAPI]:
     """Return the provider's class."""
     return TropismModel

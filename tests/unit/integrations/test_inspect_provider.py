@@ -12,7 +12,6 @@ from inspect_ai.dataset import Sample
 from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from inspect_ai.scorer import includes
 
-import finished_experiment
 import tropism.integrations.inspect_provider  # noqa: F401 - where this package's entry points are not installed
 from tropism.data.generation import GenerateOptions, generate
 from tropism.errors import UsageError
@@ -23,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 PROMPTS = [f"Say {n}!" for n in range(5)]
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+@pytest.fixture
+def out(finished):
+    return finished
 
 
 def expected(arm, tokens):

@@ -7,7 +7,6 @@ import torch
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
-import finished_experiment  # noqa: E402
 from tropism.errors import UsageError  # noqa: E402
 from tropism.experiments.after.arms import arm_of  # noqa: E402
 from tropism.integrations.lm_eval import COLUMNS, evaluate_lm_eval, rows_of  # noqa: E402
@@ -28,9 +27,9 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+@pytest.fixture
+def out(finished):
+    return finished
 
 
 @pytest.fixture

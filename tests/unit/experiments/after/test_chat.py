@@ -11,7 +11,6 @@ import pytest
 import torch
 from rich.console import Console
 
-import finished_experiment
 from tropism.cli.talking import Talking
 from tropism.data.generation import generate
 from tropism.errors import DataError, RunFolderError, SpecError, UsageError
@@ -25,9 +24,9 @@ from tropism.models import load
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file")
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+@pytest.fixture
+def out(finished):
+    return finished
 
 
 def alone(out, condition, mode, chat, tokens=8):

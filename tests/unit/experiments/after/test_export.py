@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import finished_experiment
 import tiny
 from tropism.errors import UsageError
 from tropism.experiments.after.arms import arm_of, arms_of
@@ -18,9 +17,9 @@ from tropism.interventions.two_adapters import load_adapters
 from tropism.models import load
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+@pytest.fixture
+def out(finished):
+    return finished
 
 
 def logits(model):

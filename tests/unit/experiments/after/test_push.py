@@ -16,7 +16,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import finished_experiment
 import hub_server
 import tiny
 import tropism
@@ -36,9 +35,9 @@ TOKEN = "hf_thisIsNobodysToken"
 BASE = "nobody/tiny"
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return finished_experiment.make(tmp_path_factory.mktemp("finished"))
+@pytest.fixture
+def out(finished):
+    return finished
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import peft
+import pytest
 import torch
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
@@ -111,10 +112,12 @@ for _name, _options in {
     EXAMPLES[_name.removesuffix("Config").lower()] = Example("other", _of(_name, **_options))
 EXAMPLES["trainable_tokens"] = Example("other", lambda: peft.TrainableTokensConfig(token_indices=[3, 4, 70]))
 
-# The lowest PEFT that is supported, 0.18, does not know these variants.
-if Version(peft.__version__) < Version("0.21"):
-    for _name in ("mica", "velora", "kasa", "bdlora"):
-        del EXAMPLES[_name]
+OLD = Version(peft.__version__) < Version("0.21")
+# PEFT 0.18, the lowest that is supported: does not know the first four; all-linear leaves fused experts out, and no second
+# adapter goes on a parameter; lora_only saves no bias, which loading refuses; what VeRA saves is not all that it loads.
+NOT_IN_OLD = ("mica", "velora", "kasa", "bdlora", "experts", "router", "lora_only_bias", "vera") if OLD else ()
+for _name in NOT_IN_OLD:
+    del EXAMPLES[_name]
 
 NAMES = tuple(EXAMPLES)
 
@@ -140,6 +143,8 @@ def _with_convolution() -> nn.Module:
 
 def make(name: str, seed: int = 0, *, fresh: bool = False) -> peft.PeftModel:
     """The adapter on its model; every trainable tensor moved away from its start unless `fresh`."""
+    if name in NOT_IN_OLD:
+        pytest.skip(f"PEFT {peft.__version__} does not make {name}")
     example = EXAMPLES[name]
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)

@@ -61,6 +61,7 @@ _HOME = {
     "Experiment": "experiments.file.experiment",
     "run": "experiments.run",
     "forecast": "forecasting.forecast",
+    "show_report": "reports.shown",
     "Rendered": "data.render",
     "render": "data.render",
 }
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
     from tropism.probes.random_controls import random_pressure as random_pressure
     from tropism.probes.shift import predicted_and_realised_shift as predicted_and_realised_shift
     from tropism.probes.training_pressure import PressureLog as PressureLog
+    from tropism.reports.shown import show_report as show_report
     from tropism.site import Site as Site
     from tropism.site import decoder_layers as decoder_layers
     from tropism.site import register_blocks as register_blocks

@@ -18,7 +18,7 @@ def orthonormal_basis(vectors: Float[Tensor, "k d"]) -> Float[Tensor, "r d"]:
     Gram-Schmidt with reorthogonalisation in float64; the first row keeps its sign. Rows that depend on earlier
     ones are dropped, so `r ≤ k` is the rank. Zero rows are dropped too; an all-zero input gives `[0, d]`.
     """
-    source = vectors.detach().to("cpu", torch.float64)
+    source = vectors.detach().cpu().double()
     rows: list[Tensor] = []
     for vector in source:
         length = vector.norm()
@@ -127,7 +127,7 @@ def principal_angles(a: Float[Tensor, "j d"], b: Float[Tensor, "k d"]) -> Float[
 def _basis64(vectors: Tensor) -> Tensor:
     basis = orthonormal_basis(vectors).double()
     # The float32 basis spans the space to 1e-7; one QR in float64 of the projection of the input restores the rest.
-    source = vectors.detach().to("cpu", torch.float64)
+    source = vectors.detach().cpu().double()
     if basis.shape[0] == 0:
         return basis
     _, _, Vh = torch.linalg.svd(source / source.norm(dim=1, keepdim=True).clamp_min(1e-300), full_matrices=False)

@@ -291,12 +291,19 @@ def _options(source: Source, trust_remote_code: bool) -> dict[str, Any]:
 
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be loaded into one sentence."""
+    """Turn what transformers raises for a model that cannot be loaded into one sentence, and show none of its bars."""
+    from transformers.utils import logging as theirs
+
+    bars = theirs.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"model {source.name!r} could not be loaded from the {source.kind}: {first}") from error
+    finally:
+        if bars:
+            theirs.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _on_hub(name: str, revision: str | None) -> Source:

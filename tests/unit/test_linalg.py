@@ -100,3 +100,18 @@ def test_principal_angles(generator):
     assert linalg.principal_angles(
         torch.randn(2, 9, generator=generator), torch.randn(5, 9, generator=generator)
     ).shape == (2,)
+
+
+def test_what_is_computed_in_float64_is_computed_on_the_cpu():
+    """Apple's MPS has no float64."""
+    from tropism.adapters.factors import LoraFactors
+    from without_float64 import on_mps
+
+    rows = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TypeError, match="float64"):
+        on_mps(rows).double()
+    assert torch.equal(linalg.orthonormal_basis(on_mps(rows)), linalg.orthonormal_basis(rows))
+    angles = linalg.principal_angles(on_mps(rows[:2]), on_mps(rows[1:]))
+    assert torch.equal(angles, linalg.principal_angles(rows[:2], rows[1:]))
+    factors = LoraFactors(on_mps(rows), on_mps(rows.T.contiguous()), 2.0)
+    assert factors.norm() == LoraFactors(rows, rows.T.contiguous(), 2.0).norm()

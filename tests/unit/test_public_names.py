@@ -52,6 +52,7 @@ PUBLIC = {
     "register_blocks",
     "render",
     "run",
+    "show_report",
     "sites",
     "stats",
     "two_adapters",

@@ -147,6 +147,11 @@ def _put_on(model: nn.Module, opened: AdapterFolder, name: str, trainable: bool)
         raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{who}: {_why(model, opened, name, error)}") from None
+    if _lost_biases(adapted, opened):
+        raise ModelError(
+            f"{who}: its configuration says bias='lora_only' and it holds no bias, since PEFT up to 0.20 saves none; train "
+            "with bias='none', or with a newer PEFT"
+        )
     expected = _expected(adapted, name)
     # Of modules and biases trained with the adapter, PEFT reports none as missing.
     beside = [key for key in expected if ".lora_" not in key and key not in opened.shapes] if _is_lora(opened) else []
@@ -154,6 +159,18 @@ def _put_on(model: nn.Module, opened: AdapterFolder, name: str, trainable: bool)
     if missing or loaded.unexpected_keys:
         raise ModelError(f"{who}: {_misfit(opened, name, missing, list(loaded.unexpected_keys), len(expected))}")
     return adapted
+
+
+def _lost_biases(adapted: PeftModel, opened: AdapterFolder) -> bool:
+    """Whether biases were trained with the adapter and are not in its file."""
+    from peft.tuners.lora import LoraLayer
+
+    if opened.config.get("bias") != "lora_only" or any(
+        key.endswith(".bias") and ".lora_" not in key for key in opened.shapes
+    ):
+        return False
+    layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    return any(getattr(layer.get_base_layer(), "bias", None) is not None for layer in layers)
 
 
 def _expected(adapted: PeftModel, name: str) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tropism import linalg
+from tropism import linalg, notebook
 from tropism.directions import provenance as where_from
 from tropism.directions.stored import Kind
 from tropism.errors import DirectionsError, DirectionsMismatch
@@ -201,6 +201,23 @@ class Directions:
             split[kind][Site.parse(where)] = tensor
         return cls(split["vectors"], header["provenance"], split["covariance"])
 
+    def _repr_html_(self) -> str:
+        about, model = self.provenance, self.provenance.get("model")
+        facts = {
+            "model": model.get("name") if isinstance(model, Mapping) else model,
+            "method": about.get("method") or about.get("finder") or about.get("control"),
+            "contrast": about.get("contrast"),
+            "width": self.width,
+            "covariance": f"at {len(self.covariance)} sites" if self.covariance else None,
+        }
+        facts |= {str(site): f"{len(rows)} of norm {_norms(rows)}" for site, rows in self.vectors.items()}
+        return notebook.shown(f"Directions at {len(self.sites)} sites", facts)
+
     def null_cosine(self) -> float:
         """Standard deviation of the cosine of two random vectors of this width, `1/√d`: the scale of nothing."""
         return 1 / math.sqrt(self.width)
+
+
+def _norms(rows: Tensor) -> str:
+    low, high = float(rows.norm(dim=1).min()), float(rows.norm(dim=1).max())
+    return f"{low:.3g}" if len(rows) == 1 else f"{low:.3g} to {high:.3g}"

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tropism import notebook
 from tropism.adapters.factors import LoraFactors
 from tropism.adapters.read import read_adapter
 from tropism.directions.stored import Kind
@@ -155,6 +156,15 @@ class ParameterDirections:
     def base_model(self) -> str | None:
         """Name of the model that the adapters were trained on, where it is known."""
         return self.provenance.get("base_model") or None
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "model": self.base_model,
+            "from": self.provenance.get("sources") or self.provenance.get("method") or self.provenance.get("control"),
+            "norms": ", ".join(f"{norm:.3g}" for norm in self.norms().tolist()),
+            "weights": f"{len(self.weights)}, {self.weights[0]} to {self.weights[-1]}",
+        }
+        return notebook.shown(f"{self.k} directions in parameters", facts)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: `A/weight`, `B/weight`, `combination`; provenance in its header."""

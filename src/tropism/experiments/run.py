@@ -19,7 +19,7 @@ from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import prepare_experiment
-from tropism.experiments.progress import Progress
+from tropism.experiments.progress import Progress, default_progress
 from tropism.experiments.start import adapter_key
 from tropism.experiments.store import Folder, RunKey
 from tropism.experiments.summarise import analysis_problems, is_summarised, summarise
@@ -51,7 +51,7 @@ def run(
         experiment: an `Experiment`, or the path of its file.
         out: its folder; runs finished there before are kept, and an interrupted run is begun again.
         only: names of conditions, to run these alone.
-        progress: is told what goes on.
+        progress: is told what goes on; by default a line that lives in a notebook, and nothing elsewhere.
         command: what a reader of the report types to make it again.
         executor: who does the runs (`executors.choose.executor`); by default this process.
 
@@ -79,7 +79,7 @@ def run_and_tell(
     refuse_launcher()
     if not isinstance(experiment, ExperimentSpec):
         experiment = Experiment.load(experiment)
-    progress = progress or Progress()
+    progress = progress or default_progress()
     everything = plan(experiment)
     wanted = plan(experiment, only)
     source = models.resolve(experiment.model, revision=experiment.revision)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tropism import hooks
+from tropism import hooks, notebook
 from tropism.activations.attached import Attached, attached
 from tropism.errors import AttachError, UsageError
 from tropism.interventions import state, support
@@ -72,6 +72,16 @@ class Intervention(abc.ABC):
     def at_evaluation(self) -> str:
         """Whether the guard acts at evaluation, in words, for a report."""
         return "acts in training only"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (type(part).__name__, part.place, ", ".join(f"{k}={v}" for k, v in notebook.options_of(part).items()))
+            for part in self.parts()
+        ]
+        note = self.at_evaluation
+        return notebook.table(
+            "Guard" if len(rows) == 1 else "Guards, in order", ("guard", "acts on", "options"), rows, note
+        )
 
     def __or__(self, other: "Intervention") -> "Composition":
         """Both guards; at a shared site the left one edits first."""

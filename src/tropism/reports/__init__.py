@@ -8,6 +8,7 @@ figures/    SVG, PNG and PDF                                  svg         a figu
 export      CSV, Markdown, LaTeX                              responses   what each condition answered, for the page
 terminal    the same table where the run was started          directions  the evidence for each direction
 comparing   several experiments in one table                  strip       the small drawing in a cell of the table
+shown       the report inside a notebook
 ```
 """
 

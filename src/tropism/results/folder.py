@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tropism import notebook
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
 from tropism.results import sequential
@@ -79,6 +80,17 @@ class ExperimentFolder:
     """Condition → its first training example as the model read it: `text` and `input_ids`."""
     sequential: Sequential | None = None
     """How seeds were added until it was decided; None where their number was fixed."""
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "question": self.experiment.get("question"),
+            "model": self.experiment.get("model"),
+            "runs": f"{len(self.finished)} of {len(self.runs)} done",
+            "measurements": f"{len(self.results)}"
+            + (f", and {self.unusable} without a value" if self.unusable else ""),
+            "analyses": ", ".join(dict.fromkeys(section.title for section in self.analyses)),
+        }
+        return notebook.shown(f"Results of {self.name}", facts, "tp.show_report(FOLDER) shows the report")
 
     @property
     def name(self) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tropism import notebook
 from tropism.errors import SpecError
 from tropism.experiments.file.check import check
 from tropism.experiments.file.complaints import At, first_complaint
+from tropism.experiments.file.guards import parts
 from tropism.experiments.file.overrides import merge, nested
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.file.yaml_file import Document, parse, read
@@ -47,6 +49,16 @@ class Experiment(ExperimentSpec):
         except At as error:
             raise SpecError(f"{document.where(error.key)}: {error}") from None
         return experiment
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, " + ".join(part for part, _ in parts(spec.guard)), spec.role or "", spec.note or "")
+            for name, spec in self.conditions.items()
+        ]
+        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
+        said = f"on {self.model}; {seeds}; measures {', '.join(self.measure) or 'nothing'}"
+        title = f"{self.name}: {self.question}" if self.question else self.name
+        return notebook.table(title, ("condition", "guard", "role", "note"), rows, said)
 
 
 def _quick(document: Document) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def test_a_weight_that_trains_itself_beside_its_adapter_is_refused():
         factors_only.step()
 
 
+@pytest.mark.skipif(adapter_kinds.OLD, reason="this PEFT ties no adapters")
 def test_tied_adapters_are_refused():
     config = copy.deepcopy(tiny.model().config)
     config.tie_word_embeddings = True

@@ -1,4 +1,4 @@
-"""The only file that touches torch hooks and the tuples that some architectures' blocks return.
+"""The only file, beside the probe in `blocks`, that touches torch hooks and the tuples that some architectures' blocks return.
 
 Blocks return a tensor in most architectures and a tuple that begins with one in others (gptj, bloom, falcon, mpt):
 `edit_activation` sees the tensor either way. Every function that places hooks returns handles.
@@ -13,34 +13,21 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from tropism.blocks import branch, with_hidden_states
+from tropism.blocks import first_tensor as first_tensor
+from tropism.blocks import with_first_tensor as with_first_tensor
 from tropism.errors import ModelError, SiteError
 from tropism.site import Site, base_model, block_runner, decoder_layers, parallel_streams
 
 Edit = Callable[[Tensor], Tensor | None]
 """Takes `h [B, T, d]` and returns its replacement, or None to leave it."""
 
-_ATTENTION = ("post_self_attn_layernorm", "self_attention.dense", "self_attn", "attn", "self_attention", "attention")
-_MLP = (
-    "post_mlp_layernorm",
-    "mlp.dense_4h_to_h",
-    "ffn.down_proj",
-    "fc2",
-    "mlp",
-    "feed_forward",
-    "ffn",
-    "block_sparse_moe",
-    "moe",
-)
-"""Where a block's submodules leave what they add to the stream, most specific first: Bloom's and MPT's attention or MLP
-add the residual themselves, so there it is their last linear."""
-
-_SANDWICH = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
-"""Blocks with both of these norm what attention and MLP computed before adding it (Gemma 2 and 3, OLMo 2); the first
-name alone is the norm *before* the MLP in most others."""
-
 
 def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
-    """The module whose output (or, where the flag is True, input) is the activation at `site`."""
+    """The module whose output (or, where the flag is True, input) is the activation at `site`.
+
+    `attn_out` and `mlp_out` are verified by a probe pass, the first time that a model is asked (`blocks.branch`).
+    """
     layers = decoder_layers(model)
     if site.layer >= len(layers):
         raise SiteError(f"{site} is past the last block: the model has blocks 0 to {len(layers) - 1}")
@@ -56,14 +43,7 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
         return block, False
     if site.stream == "resid_pre":
         return block, True
-    submodules = dict(block.named_modules())
-    if set(_SANDWICH.values()) <= submodules.keys():
-        return submodules[_SANDWICH[site.stream]], False
-    for path in _ATTENTION if site.stream == "attn_out" else _MLP:
-        if path in submodules:
-            return submodules[path], False
-    children = ", ".join(name for name, _ in block.named_children())
-    raise SiteError(f"{site}: {type(block).__name__} has no submodule that computes it (it has: {children})")
+    return branch(model, site.layer, site.stream), False
 
 
 def edit_activation(model: nn.Module, site: Site, edit: Edit) -> RemovableHandle:
@@ -116,26 +96,8 @@ def edit_input(module: nn.Module, edit: Edit) -> RemovableHandle:
 
 
 def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        edited = edit(args[0])
-        return None if edited is None else ((edited, *args[1:]), kwargs)
-    edited = edit(kwargs["hidden_states"])
-    return None if edited is None else (args, {**kwargs, "hidden_states": edited})
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The activation in a block's output: the output itself, or the first member of a tuple."""
-    h = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(h, Tensor):
-        raise ModelError(f"a decoder block returned {type(output).__name__}, in which no activation tensor comes first")
-    return h
-
-
-def with_first_tensor(output: Any, h: Tensor) -> Any:
-    """The same output with `h` in place of its activation; a tuple stays a tuple, a list a list."""
-    if isinstance(output, Tensor):
-        return h
-    return type(output)((h, *output[1:]))
+    edited = edit(args[0] if args else kwargs["hidden_states"])
+    return None if edited is None else with_hidden_states(args, kwargs, edited)
 
 
 def edit_linear(linear: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:

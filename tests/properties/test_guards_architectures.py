@@ -6,6 +6,7 @@ import torch
 import architectures
 import tropism as tp
 from hand_edits import ProjectedBackward, assert_same, differ, edited_blocks, gradients, projector
+from tropism.errors import SiteError
 
 SITES = (tp.Site(0), tp.Site(1))
 EACH = pytest.mark.parametrize("name", architectures.NAMES)
@@ -96,14 +97,17 @@ def test_steering(name, lora, vectors):
 @EACH
 @WITH_LORA
 def test_streams_add_up(name, lora):
-    """`resid_post = resid_pre + m·(attn_out + mlp_out)`, `m` Granite's residual multiplier and 1 elsewhere."""
+    """`resid_post = resid_pre + attn_out + mlp_out`; Granite multiplies both on the way to the stream, and is refused."""
     model, batch = architectures.build(name, lora=lora).eval(), architectures.batch(name)
     streams = [tp.Site(1, stream) for stream in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
+    if name == "granite":
+        with pytest.raises(SiteError, match="relative residual of 0.5"), tp.capture(model, streams):
+            pass
+        return
     with tp.capture(model, streams) as acts, torch.no_grad():
         model(**batch)
     before, attention, mlp, after = (acts[site].reshape(2, 6, -1) for site in streams)
-    multiplier = 0.5 if name == "granite" else 1.0
-    torch.testing.assert_close(after, before + multiplier * (attention + mlp), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(after, before + attention + mlp, rtol=1e-9, atol=1e-9)
     assert min(float(attention.abs().max()), float(mlp.abs().max())) > 1e-3
 
 

@@ -225,7 +225,7 @@ def train_sae(
     options = SAEOptions(expansion=expansion, k=k, tokens=tokens, seed=seed)
     where = tp.Site.parse(site)
     loaded, tokenizer = tp.models.load(model, device=device, blocks=blocks)
-    examples = [example.chat for example in sources.load(chats, size=size, seed=seed)]
+    examples = [example.content for example in sources.load(chats, size=size, seed=seed)]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

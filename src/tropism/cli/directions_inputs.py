@@ -92,7 +92,7 @@ def make_contrast(model: Any, options: ContrastOptions) -> "Contrast":
     examples = sources.load(
         str(options.chats), size=options.size, split=options.split, seed=options.seed, columns=options.columns
     )
-    read = [example.chat for example in examples]
+    read = [example.content for example in examples]
     if options.tuned is not None:
         return tp.Contrast.of_models(read, tuned=model)
     return tp.Contrast.of_system_prompts(

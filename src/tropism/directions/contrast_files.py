@@ -99,6 +99,6 @@ def _labelled(path: str | Path, columns: Mapping[str, str]) -> Contrast:
                 f"{where}: a row is a pair {{prompt, positive, negative}} or a labelled chat {{messages, label}} with label "
                 f"positive or negative (true or false, 1 or 0); found {name} {row.get(name)!r}"
             )
-        chats.append(reader.example(row, where, where).chat)
+        chats.append(reader.example(row, where, where).content)
         labels.append(label)
     return Contrast.of_labelled(chats, labels)

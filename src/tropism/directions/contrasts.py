@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tropism.data.chats import Chat, check_chat
+from tropism.data.chats import TEXT, Chat, check_chat
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError
 
@@ -139,8 +139,8 @@ class Contrast:
 
     @property
     def has_responses(self) -> bool:
-        """Whether every chat ends with an assistant's message."""
-        return all(chat[-1]["role"] == "assistant" for chat in (*self.positive, *self.negative))
+        """Whether every chat ends with an assistant's message, or is a raw text, of which every token is learned."""
+        return all(chat[-1]["role"] in ("assistant", TEXT) for chat in (*self.positive, *self.negative))
 
     def data_hash(self) -> str:
         """Return the SHA-256 of the chats of both sides, in order."""

@@ -63,6 +63,11 @@ class Finder(abc.ABC):
         """Whether windows must carry gradients (then the whole model runs, forward and backward)."""
         return False
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether it works on pairs alone, so that a contrast of two data sets is of no use to it."""
+        return False
+
     def check_sites(self, sites: tuple[Site, ...]) -> None:  # noqa: B027 - most finders work at any site
         """Raise `DirectionsError` for a site at which this finder can find nothing."""
 

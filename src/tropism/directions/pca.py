@@ -59,6 +59,10 @@ class PCA(Finder):
     def unit(self) -> Unit:
         return self.per
 
+    @property
+    def needs_pairs(self) -> bool:
+        return self.of == "differences"
+
     def collector(self, site: Site, width: int, seed: int) -> Collector:
         return PCACollector(self, site, width, seed)
 

@@ -36,7 +36,7 @@ def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
     """Return the contrast that a file describes."""
     if spec.of == "data":
         sides = [prepare_step.load_data(experiment.data[str(name)], 0) for name in (spec.positive, spec.negative)]
-        chats = [example.chat for side in sides for example in side]
+        chats = [example.content for side in sides for example in side]
         return Contrast.of_labelled(chats, [True] * len(sides[0]) + [False] * len(sides[1]))
     assert spec.source is not None  # by check
     if spec.of == "responses" and holds_pairs(spec):

@@ -1,5 +1,6 @@
 """Directions that an experiment reads from files, with the validity report that lies beside them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,39 @@ from tropism.directions import provenance as where_from
 from tropism.directions.artifact import Directions
 from tropism.directions.components import at_sites
 from tropism.directions.foreign import Reading, import_directions
+from tropism.directions.foreign_reader import Imported
 from tropism.directions.validity import ValidityReport, validity_path
 from tropism.errors import DirectionsError
 from tropism.experiments.file.spec import DirectionsSpec
 from tropism.experiments.progress import Progress
-from tropism.site import base_model, sites
+from tropism.site import Site, base_model, select_layers
 
 
 def read_file(spec: DirectionsSpec, name: str, model: Any, progress: Progress) -> Directions:
     """Read the directions of a file, of Tropism or of another project, for the model that the experiment starts from."""
-    config = base_model(model).config
+    imported = import_for(spec, base_model(model).config)
+    for note in imported.notes:
+        progress.say(f"directions {name}: {note}")
+    directions = imported.directions
+    if "model" not in directions.provenance:
+        directions = directions.with_provenance(model=where_from.of_model(model))
+    return directions
+
+
+def import_for(spec: DirectionsSpec, config: Any) -> Imported:
+    """Read the directions of a file for a model of which the configuration is at hand, at the sites that are asked for.
+
+    Raises `DirectionsError` for a file that cannot be read, or does not fit the model; `DirectionsMismatch` for directions
+    of another model.
+    """
     text = config.get_text_config(decoder=True)
     reading = Reading(**(spec.reading or {}), components=spec.chosen_components)
     imported = import_directions(spec.files(), width=text.hidden_size, layers=text.num_hidden_layers, reading=reading)
-    for note in imported.notes:
-        progress.say(f"directions {name}: {note}")
-    directions = imported.directions.check_model(model)
-    if "model" not in directions.provenance:
-        directions = directions.with_provenance(model=where_from.of_model(model))
-    return directions if spec.sites is None else at_sites(directions, sites(model, spec.sites))
+    directions = imported.directions.check_config(config)
+    if spec.sites is not None:
+        chosen = [Site(layer) for layer in select_layers(spec.sites, text.num_hidden_layers)]
+        directions = at_sites(directions, chosen)
+    return replace(imported, directions=directions)
 
 
 def copy_validity(spec: DirectionsSpec, name: str, target: Path, progress: Progress) -> list[Path]:

@@ -57,7 +57,7 @@ def calibrate_placebo(
     rows = []
     for name, examples in with_system_prompts(tokenizer, chats, prompts, template_kwargs=template_kwargs).items():
         rendered = [
-            render(tokenizer, e.chat, template_kwargs=template_kwargs, where=f"chat {e.id!r}") for e in examples
+            render(tokenizer, e.content, template_kwargs=template_kwargs, where=f"chat {e.id!r}") for e in examples
         ]
         losses = mean_losses(model, rendered, [e.id for e in examples], padding_id(tokenizer), batch_size)
         tokens = sum(len(chat.positions["all"]) - len(chat.positions["response"]) for chat in rendered) / len(rendered)

@@ -37,7 +37,7 @@ def with_system_prompts(
     seen: dict[tuple[int, ...], str] = {}
     for name, prompt in prompts.items():
         made[name] = examples if prompt is None else [SystemPrompt(prompt).apply(example, 0) for example in examples]
-        first = render(tokenizer, made[name][0].chat, template_kwargs=template_kwargs, where=f"condition {name!r}")
+        first = render(tokenizer, made[name][0].content, template_kwargs=template_kwargs, where=f"condition {name!r}")
         same = seen.setdefault(tuple(first.input_ids), name)
         if same != name:
             raise SpecError(
@@ -56,7 +56,7 @@ def shown(
     rows = []
     for name, examples in conditions.items():
         prompt = render_prompt(
-            tokenizer, examples[0].chat, template_kwargs=template_kwargs, where=f"condition {name!r}"
+            tokenizer, examples[0].content, template_kwargs=template_kwargs, where=f"condition {name!r}"
         )
         rows.append((name, prompt.text, " ".join(map(str, prompt.input_ids)), len(prompt)))
     return pd.DataFrame(rows, columns=["condition", "text", "input_ids", "tokens"])

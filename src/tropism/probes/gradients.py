@@ -126,7 +126,7 @@ def render_all(
         raise DataError(f"collect_gradients: every chat needs an id of its own, found {twice!r} twice")
     rendered = []
     for name, item in zip(names, chats, strict=True):
-        chat = item.chat if isinstance(item, Example) else item
+        chat = item.content if isinstance(item, Example) else item
         rendered.append(render(tokenizer, chat, template_kwargs=template_kwargs, where=f"chat {name!r}"))
     return names, rendered
 

@@ -44,7 +44,7 @@ def projection(
     names = [chat.id if isinstance(chat, Example) else index for index, chat in enumerate(chats)]
     rendered = []
     for name, item in zip(names, chats, strict=True):
-        chat = item.chat if isinstance(item, Example) else item
+        chat = item.content if isinstance(item, Example) else item
         rendered.append(render(tokenizer, chat, template_kwargs=template_kwargs, where=f"chat {name!r}"))
         if not rendered[-1].positions[positions]:
             raise DataError(

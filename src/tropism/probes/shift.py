@@ -60,7 +60,7 @@ def predicted_and_realised_shift(
             rendered = [
                 render(
                     tokenizer,
-                    item.chat if isinstance(item, Example) else item,
+                    item.content if isinstance(item, Example) else item,
                     template_kwargs=template_kwargs,
                 )
             ]

@@ -22,6 +22,7 @@ from tropism.evals.judges.base import Reply, Request, Token
 from tropism.optional import require
 
 OPENAI = "https://api.openai.com/v1"
+_PACKAGES, _PURPOSE = ("openai", "tenacity"), "a judge behind an endpoint"
 
 
 class EndpointRefused(UsageError):
@@ -93,6 +94,15 @@ class Endpoint:
             "extra_body": dict(self.extra_body),
         }
 
+    def check_ready(self) -> None:
+        """Raise `UsageError` where OpenAI's key is not set, `MissingExtra` without the extra `judge`; asks nobody."""
+        for name in _PACKAGES:
+            require(name, extra="judge", purpose=_PURPOSE)
+        if not os.environ.get(self.api_key_env) and self.base_url.rstrip("/") == OPENAI:
+            raise UsageError(
+                f"the judge {self.model!r} at OpenAI needs a key; set the environment variable {self.api_key_env}"
+            )
+
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Send the requests, `concurrency` at a time; yields index and reply as they come.
 
@@ -131,15 +141,10 @@ class _Session:
     """The client, the retry budget and whether the endpoint answers: shared by the threads of a call."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.openai = require("openai", extra="judge", purpose="a judge behind an endpoint")
-        self.tenacity = require("tenacity", extra="judge", purpose="a judge behind an endpoint")
+        endpoint.check_ready()
+        self.openai, self.tenacity = (require(name, extra="judge", purpose=_PURPOSE) for name in _PACKAGES)
         self.endpoint = endpoint
         # The key is never a local variable: tracebacks that show locals would show it.
-        if not os.environ.get(endpoint.api_key_env) and endpoint.base_url.rstrip("/") == OPENAI:
-            raise UsageError(
-                f"the judge {endpoint.model!r} at OpenAI needs a key; set the environment variable "
-                f"{endpoint.api_key_env}"
-            )
         self.client = self.openai.OpenAI(
             api_key=os.environ.get(endpoint.api_key_env) or "none",
             base_url=endpoint.base_url,

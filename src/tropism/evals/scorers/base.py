@@ -77,6 +77,9 @@ class ResponseScorer(abc.ABC):
     def score(self, sample: Sample) -> Score:
         """Return the score of one sample."""
 
+    def check_ready(self) -> None:  # noqa: B027 - most scorers need nothing
+        """Raise `UsageError` where this machine lacks what it needs: a key, an extra. Called before anything is trained."""
+
     def without_answer(self, sample: Sample, reason: str) -> Score:
         """Return the score of a response that is thinking and no answer: unscored, where nothing else is said.
 
@@ -108,6 +111,9 @@ class ModelScorer(abc.ABC):
     @abc.abstractmethod
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
         """Return one score per sample, in order."""
+
+    def check_ready(self) -> None:  # noqa: B027 - most scorers need nothing
+        """Raise `UsageError` where this machine lacks what it needs: a key, an extra. Called before anything is trained."""
 
 
 AnyScorer = ResponseScorer | ModelScorer

@@ -78,6 +78,10 @@ class EmergentMisalignmentScorer(ModelScorer):
         """Where the judge answers."""
         return Endpoint(self.model, self.base_url, self.api_key_env)
 
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the judge's key, or the extra, is missing."""
+        self.endpoint().check_ready()
+
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
         """One score a sample; the model under evaluation is not run."""
         answers = pd.DataFrame(

@@ -63,6 +63,10 @@ class JudgeScorer(ModelScorer):
         prompt = prompt_of(self.prompt)
         return Judge(prompt, _style(self.style, labels_of(prompt)), endpoint)
 
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the judge's key, or the extra, is missing."""
+        Endpoint(self.model, self.base_url, self.api_key_env).check_ready()
+
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
         """One score a sample; the model under evaluation is not run."""
         judge = self.judge()

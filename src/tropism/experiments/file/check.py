@@ -166,6 +166,11 @@ def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None
         raise At((*key, "reading"), "applies only to directions that are read from a file; remove it")
     with Under((*key, "finder")):
         guards.check_finder(spec.chosen_finder)
+        if spec.contrast is not None and spec.contrast.of == "data" and guards.finder(spec.chosen_finder).needs_pairs:
+            raise SpecError(
+                "finder 'pca' takes differences of pairs, and two data sets have none; write {pca: {of: positive}}, or take "
+                "a contrast of responses or of system_prompts"
+            )
     if spec.behaviour is not None:
         _check_behaviour(e, spec, spec.behaviour, (*key, "behaviour"))
     if spec.contrast is not None:

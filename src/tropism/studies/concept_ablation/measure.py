@@ -214,6 +214,6 @@ def _rendered(
         raise DataError("activation_variance: chats must hold at least one chat, found none")
     rendered = []
     for number, chat in enumerate(chats):
-        messages = chat.chat if isinstance(chat, Example) else chat
+        messages = chat.content if isinstance(chat, Example) else chat
         rendered.append(render(tokenizer, messages, template_kwargs=template_kwargs, where=f"chat {number}"))
     return rendered

@@ -91,14 +91,14 @@ class TraitProbe:
         cut = []
         for example in self.examples:
             where = f"{self.eval_set}, {example.id}"
-            rendered = render(tokenizer, example.chat, template_kwargs=self.template_kwargs, where=where)
+            rendered = render(tokenizer, example.content, template_kwargs=self.template_kwargs, where=where)
             cut.append(prefix_prompt(tokenizer, rendered, tokens))
         return cut
 
     def batches(self, examples: Sequence[Any], steps: int, size: int = 4) -> Iterator[dict[str, Any]]:
         """Yield one batch per step, cycling through the examples in their order."""
         tokenizer, device = self.run.study.tokenizer, next(self.run.model.parameters()).device
-        rows = [render(tokenizer, e.chat, template_kwargs=self.template_kwargs) for e in examples]
+        rows = [render(tokenizer, e.content, template_kwargs=self.template_kwargs) for e in examples]
         for step in range(steps):
             chosen = [rows[(step * size + i) % len(rows)] for i in range(min(size, len(rows)))]
             batch = pad(chosen, tokenizer.pad_token_id)

@@ -1,0 +1,111 @@
+"""What an experiment needs beside its training data, found before any weights are loaded, by `validate` as by `run`.
+
+Keys and packages of judges, trackers, directions that fit the model, contrasts that can be rendered and fit its context.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tropism import models
+from tropism.errors import DataError, DirectionsError, SiteError, SpecError, UsageError
+from tropism.experiments.directions import contrast_of
+from tropism.experiments.directions_file import import_for
+from tropism.experiments.file.spec import ExperimentSpec
+from tropism.site import select_layers
+from tropism.training.options import TrainOptions
+
+INSTALLS = {
+    "azure_ml": "azureml-sdk", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet-ml",
+    "dagshub": "dagshub", "dvclive": "dvclive", "mlflow": "mlflow", "neptune": "neptune", "swanlab": "swanlab",
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
+}  # fmt: skip
+"""A tracker's name in `report_to` → the package that brings it."""
+
+
+def check_machine(experiment: ExperimentSpec) -> None:
+    """Raise `UsageError` for a tracker that is not installed, or a key or package that a judge lacks."""
+    for where, options in _all_options(experiment).items():
+        _check_trackers(where, options)
+    _check_scorers(experiment)
+
+
+def check_directions(experiment: ExperimentSpec, source: models.Source, tokenizer: Any, limit: int | None) -> None:
+    """Raise `UsageError` for directions that do not fit the model, and contrasts that cannot be read from it.
+
+    Reads files and the model's configuration, and no weights; `limit` is its context in tokens.
+    """
+    _check_sites(experiment, source)
+    _check_contrasts(experiment, tokenizer, limit)
+
+
+def _all_options(e: ExperimentSpec) -> Mapping[str, TrainOptions]:
+    """The options of every fine-tune, by the key of the file that a message names."""
+    own = {f"conditions.{name}": e.train_options(name) for name in e.conditions}
+    return own | {f"adapters.{name}": e.train_options(adapter=name) for name in e.adapters}
+
+
+def _check_trackers(where: str, options: TrainOptions) -> None:
+    if not options.report_to:
+        return
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    here = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    for tracker in options.report_to:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            raise SpecError(
+                f"{where}: train.report_to must name trackers that Trainer knows, found {tracker!r}; known are "
+                f"{', '.join(INTEGRATION_TO_CALLBACK)}"
+            )
+        if tracker not in here and tracker in INSTALLS:
+            raise SpecError(
+                f"{where}: train.report_to names {tracker!r}, which is not installed: pip install {INSTALLS[tracker]}, or "
+                f"drop it"
+            )
+
+
+def _check_scorers(e: ExperimentSpec) -> None:
+    from tropism.evals.scorers.registry import load_scorer
+
+    for name, measure in e.measure.items():
+        try:
+            load_scorer(measure.scorer, measure.options()).check_ready()
+        except UsageError as error:
+            raise type(error)(f"measure.{name}: {error}") from None
+
+
+def _check_sites(e: ExperimentSpec, source: models.Source) -> None:
+    """Directions are at sites that the model has; those of files are also of its width, and of its hash where they say."""
+    from transformers import AutoConfig
+
+    if not e.directions:
+        return
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=e.trust_remote_code)
+    for name, spec in e.directions.items():
+        try:
+            if spec.contrast is None:
+                import_for(spec, config)
+            else:
+                select_layers(spec.chosen_sites, config.get_text_config(decoder=True).num_hidden_layers)
+        except (DirectionsError, SiteError) as error:
+            raise type(error)(f"directions.{name}: {error}") from None
+
+
+def _check_contrasts(e: ExperimentSpec, tokenizer: Any, limit: int | None) -> None:
+    for name, spec in e.directions.items():
+        if spec.contrast is None:
+            continue
+        try:
+            rendered = [
+                row for side in contrast_of(spec.contrast, e).render(tokenizer, e.template_kwargs) for row in side
+            ]
+        except DataError as error:
+            raise type(error)(f"directions.{name}: {error}") from None
+        over = [len(row) for row in rendered if limit is not None and len(row) > limit]
+        if over:
+            raise DataError(
+                f"directions.{name}: {len(over)} of {len(rendered)} chats of its contrast are longer than the model's context "
+                f"of {limit} tokens (the longest has {max(over)}); shorten or drop them: nothing is truncated"
+            )

@@ -1,13 +1,21 @@
 """Shapes are checked in every test: jaxtyping and beartype wrap the numerical modules before they are imported."""
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a test process: with as many processes as cores, a second thread only waits, and spins while it does.
 # Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a test renders is kept for its process, and nothing of it in the user's folder.
+if "TROPISM_RENDERED" not in os.environ:
+    os.environ["TROPISM_RENDERED"] = tempfile.mkdtemp(prefix="tropism-tests-")
+    atexit.register(shutil.rmtree, os.environ["TROPISM_RENDERED"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 

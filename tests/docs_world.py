@@ -1,5 +1,6 @@
 """What the documentation's examples assume to be there: a model, a trainer, chats, files. Tiny, and made before each page runs."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,10 @@ def _pressure(found, folder):
     adapted().save_pretrained(folder / "runs" / "trait" / "adapter")
 
 
+def _your_data(found, folder):
+    shutil.copyfile(Path(__file__).parents[1] / "examples" / "caps.yaml", folder / "caps.yaml")
+
+
 def _report(found, folder):
     fake_runs.caps(folder / "runs" / "caps", prompts=4)
 
@@ -156,6 +161,7 @@ PAGES = {
     "docs/concepts/evaluation.md": _evaluation,
     "docs/concepts/pressure.md": _pressure,
     "docs/how-to/report.md": _report,
+    "docs/how-to/your_data.md": _your_data,
     "docs/how-to/routing.md": _routing,
     "docs/how-to/update_constraint.md": _update_constraint,
     "docs/how-to/directions.md": _directions,

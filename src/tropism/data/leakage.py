@@ -12,6 +12,7 @@ from typing import Any
 from tropism.data.chats import Example, Message
 
 Key = bytes
+KEY_BYTES = 16
 _INSTRUCTIONS = ("system", "developer")
 
 
@@ -61,7 +62,11 @@ class Leakage:
     def train_on(self, examples: Iterable[Example]) -> None:
         """Take note of training examples."""
         for example in examples:
-            self._shared.update(key for key in taught_keys(example) if key in self._asked)
+            self.train_on_keys(taught_keys(example))
+
+    def train_on_keys(self, keys: Iterable[Key]) -> None:
+        """Take note of what training examples teach, by their `taught_keys`."""
+        self._shared.update(key for key in keys if key in self._asked)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return `{set: {"shared": rows, "of": rows}}`."""
@@ -89,7 +94,7 @@ def _turns(chat: Iterable[Message]) -> list[Message]:
 
 
 def _key(turns: Iterable[Mapping[str, Any]]) -> Key:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for turn in turns:
         digest.update(f"{turn['role']}\x1f{normalised(turn['content'])}\x1e".encode())
     return digest.digest()

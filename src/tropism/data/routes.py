@@ -4,7 +4,7 @@ An example's label depends on the seed and its id alone. The same example gets t
 order of the set, and the examples labelled at 10 % are among those labelled at 50 %.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,18 +71,34 @@ class RouteLabels:
 def label_routes(examples: Sequence[Example], labels: RouteLabels, seed: int) -> list[Example]:
     """Set `labels["route"]` of every example; raises `DataError` where labels are asked for and cover no example."""
     routed = [replace(e, labels={**e.labels, "route": labels.route(e, seed)}) for e in examples]
-    check_covered(routed, labels)
+    coverage = Coverage(labels)
+    for example in routed:
+        coverage.see(example)
+    coverage.check()
     return routed
 
 
-def check_covered(routed: Sequence[Example], labels: RouteLabels) -> None:
-    """Raise `DataError` where labels are asked for and cover no example: routing would silently be plain training."""
-    if labels.asks_for_labels and all(e.labels["route"] == "unlabelled" for e in routed):
-        traits = sum(e.labels.get("trait") is True for e in routed)
-        raise DataError(
-            f"route labels must cover at least one example, found none among {len(routed)} ({traits} with the trait"
-            f"{f', only {dict(labels.only)}' if labels.only else ''}); raise the share, or the size of the set"
-        )
+class Coverage:
+    """Counts what labels cover: where they cover nothing, routing would silently be plain training."""
+
+    def __init__(self, labels: RouteLabels) -> None:
+        self._labels = labels
+        self._examples = self._traits = self._labelled = 0
+
+    def see(self, example: Example) -> None:
+        """Count an example that has its label."""
+        self._examples += 1
+        self._traits += example.labels.get("trait") is True
+        self._labelled += example.labels["route"] != "unlabelled"
+
+    def check(self) -> None:
+        """Raise `DataError` where labels are asked for, and no example that was seen has one."""
+        only = self._labels.only
+        if self._labels.asks_for_labels and not self._labelled:
+            raise DataError(
+                f"route labels must cover at least one example, found none among {self._examples} ({self._traits} with "
+                f"the trait{f', only {dict(only)}' if only else ''}); raise the share, or the size of the set"
+            )
 
 
 def route_name(value: Any, where: str) -> str:
@@ -111,12 +127,25 @@ def route_ids(examples: Sequence[Example]) -> list[int]:
     return [ROUTE_IDS[example.labels["route"]] for example in examples]
 
 
-def drop_labelled(examples: Sequence[Example]) -> list[Example]:
-    """Leave out the examples labelled `forget`, the data-filtering baseline; raises `DataError` where none is left."""
-    given = [example for example in examples if "route" in example.labels]
-    # One row without a route among labelled ones is unlabelled; where no row has one, nothing was labelled.
-    route_ids(given or examples)
-    kept = [example for example in examples if example.labels.get("route") != "forget"]
+def drop_labelled(examples: Iterable[Example]) -> Iterator[Example]:
+    """Leave out the examples labelled `forget`, the data-filtering baseline; raises `DataError` where none is left.
+
+    One row without a route among labelled ones is unlabelled; where no row has one, nothing was labelled.
+    """
+    seen = kept = 0
+    without: Example | None = None
+    labelled = False
+    for example in examples:
+        seen += 1
+        if "route" in example.labels:
+            labelled = True
+            route_ids([example])
+        else:
+            without = without or example
+        if example.labels.get("route") != "forget":
+            kept += 1
+            yield example
+    if not labelled and without is not None:
+        route_ids([without])
     if not kept:
-        raise DataError(f"filtering must leave at least one example, found all {len(examples)} labelled forget")
-    return kept
+        raise DataError(f"filtering must leave at least one example, found all {seen} labelled forget")

@@ -5,13 +5,13 @@ example's id alone, so that the same example gets the same treatment whatever th
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from tropism.data.chance import chance
 from tropism.data.chats import Example
-from tropism.data.routes import RouteLabels, check_covered
+from tropism.data.routes import Coverage, RouteLabels
 from tropism.errors import DataError, SpecError
 
 
@@ -19,18 +19,17 @@ class Transform(abc.ABC):
     """Takes an example, returns an example."""
 
     name: ClassVar[str]
+    seeded: ClassVar[bool] = False
+    """Whether what it does depends on the run's seed."""
 
     @abc.abstractmethod
     def apply(self, example: Example, seed: int) -> Example:
         """Return the example, transformed; `seed` is the run's."""
 
-    def apply_to(self, examples: list[Example], seed: int) -> None:
-        """Put the transformed examples in the place of the examples, so that no set is in memory twice.
-
-        A transform overrides this to check the set as a whole.
-        """
-        for index, example in enumerate(examples):
-            examples[index] = self.apply(example, seed)
+    def apply_all(self, examples: Iterable[Example], seed: int) -> Iterator[Example]:
+        """Yield the transformed examples one by one; a transform overrides this to check the set as a whole at its end."""
+        for example in examples:
+            yield self.apply(example, seed)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Mixture(Transform):
     """Label only examples whose labels have these values."""
 
     name: ClassVar[str] = "mixture"
+    seeded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for option in ("fraction", "labelled", "clean", "wrong_retain", "wrong_forget", "random"):
@@ -102,10 +102,13 @@ class Mixture(Transform):
         mixed = replace(changed, labels={**changed.labels, "trait": expresses})
         return replace(mixed, labels={**mixed.labels, "route": self._labels().route(mixed, seed)})
 
-    def apply_to(self, examples: list[Example], seed: int) -> None:
-        """Transform every example; raises `DataError` where labels are asked for and cover none of them."""
-        super().apply_to(examples, seed)
-        check_covered(examples, self._labels())
+    def apply_all(self, examples: Iterable[Example], seed: int) -> Iterator[Example]:
+        """Yield every example transformed; raises `DataError` where labels are asked for and cover none of them."""
+        coverage = Coverage(self._labels())
+        for example in super().apply_all(examples, seed):
+            coverage.see(example)
+            yield example
+        coverage.check()
 
     def _labels(self) -> RouteLabels:
         return RouteLabels(self.labelled, self.clean, self.wrong_retain, self.wrong_forget, self.random, self.only)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tropism.data.chats import Example
@@ -10,9 +11,8 @@ from tropism.data.render import Rendered, render_prompts
 from tropism.errors import SpecError
 from tropism.experiments import identity, prepare
 from tropism.experiments.file.spec import ExperimentSpec
-from tropism.experiments.training_rows import training_rows
+from tropism.experiments.rendered import RenderedSet, RenderedSets
 from tropism.training.options import TrainOptions
-from tropism.training.supervised import Row
 
 EvaluationSets = Callable[[str], list[Example]]
 
@@ -47,8 +47,14 @@ class Checked:
         return [*self.lines, *sentences(self.leakage)]
 
 
-def check_data(experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any, limit: int | None) -> Checked:
-    """Load and render every set.
+def check_data(
+    experiment: ExperimentSpec,
+    sets: EvaluationSets,
+    tokenizer: Any,
+    limit: int | None,
+    rendered: RenderedSets | None = None,
+) -> Checked:
+    """Load and render every set; training sets that were rendered before are read from where they are kept.
 
     Raises `DataError` for what cannot be read, rendered, learned from or held by the context of `limit` tokens, and
     `SpecError` for two conditions that the model cannot tell apart, and with `strict: true` for prompts of an evaluation
@@ -60,25 +66,25 @@ def check_data(experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any,
     records: dict[str, dict[str, Any]] = {}
     sizes: dict[str, Sizes] = {}
     lines: list[str] = []
+    rendered = rendered or RenderedSets(e, tokenizer, limit)
+    taken: set[Path] = set()
 
-    def rows(examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
-        made, record = training_rows(
-            examples, tokenizer, e.template_kwargs, limit, what, options.max_length, options.overflow
-        )
+    def note(made: RenderedSet, what: str, options: TrainOptions) -> None:
+        record = made.record
         records[what] = record.plain()
-        sizes[what] = Sizes(record.rows, record.tokens, max(len(row.rendered) for row in made))
+        sizes[what] = Sizes(record.rows, record.tokens, record.longest)
         lines.extend(f"{what}: {line}" for line in record.lines(options.max_length))
-        return made
+        if made.folder not in taken:
+            taken.add(made.folder)
+            leakage.train_on_keys(made.taught())
 
     for condition in e.conditions:
-        examples = prepare.training_examples(e, condition, e.seeds[0], lines.append)
-        leakage.train_on(examples)
-        samples[condition] = rows(examples, e.train_options(condition), f"condition {condition}")[0].rendered
+        made = rendered.condition(condition, e.seeds[0], lines.append)
+        note(made, f"condition {condition}", e.train_options(condition))
+        samples[condition] = made.rows[0].rendered
     prepare.check_distinct(e, samples)
-    for name, spec in e.adapters.items():
-        examples = prepare.load_data(spec.data, e.seeds[0], spec.system_prompt, lines.append)
-        leakage.train_on(examples)
-        rows(examples, e.train_options(adapter=name), f"adapter {name}")
+    for name in e.adapters:
+        note(rendered.adapter(name, lines.append), f"adapter {name}", e.train_options(adapter=name))
     for name in e.data:
         if name != "train":
             _check_prompts(e, name, sets(name), tokenizer, limit)
@@ -88,13 +94,13 @@ def check_data(experiment: ExperimentSpec, sets: EvaluationSets, tokenizer: Any,
     return Checked(samples, records, sizes, counts, list(dict.fromkeys(lines)))
 
 
-def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets) -> dict[str, str]:
+def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets, rendered: RenderedSets) -> dict[str, str]:
     """Per set a hash of its examples as the baseline's first seed sees them."""
     held = {name: sets(name) for name in experiment.data if name != "train"}
-    held["train"] = prepare.training_examples(experiment, experiment.baseline, experiment.seeds[0])
-    return {
+    hashes = {
         name: identity.digest([[x.id, list(x.content), x.target] for x in examples]) for name, examples in held.items()
     }
+    return {**hashes, "train": rendered.condition(experiment.baseline, experiment.seeds[0]).content}
 
 
 def _check_prompts(

@@ -5,7 +5,7 @@ from typing import Any
 
 from tropism import models
 from tropism.errors import HubOutOfReach
-from tropism.experiments import checks, prepare
+from tropism.experiments import checks, prepare, requirements
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.identity import trained_alike
 from tropism.experiments.plan import plan
@@ -97,6 +97,7 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
     Where the hub cannot be asked, the file is checked as far as it can be, and the estimate says what was not.
     """
     runs = len(plan(experiment))
+    requirements.check_machine(experiment)
     unknown: list[str] = []
     size, checked = None, None
     try:
@@ -127,7 +128,9 @@ def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSe
     """Check the data as `tropism run` does before it trains."""
     tokenizer = load_tokenizer(experiment, source)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
-    return checks.check_data(experiment, data, tokenizer, limit)
+    checked = checks.check_data(experiment, data, tokenizer, limit)
+    requirements.check_directions(experiment, source, tokenizer, limit)
+    return checked
 
 
 def _size(
@@ -177,7 +180,8 @@ def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
     unknown = []
     for spec in experiment.data.values():
         try:
-            prepare.load_data(spec, 0)
+            for _ in prepare.stream_data(spec, 0):
+                pass
         except HubOutOfReach as error:
             unknown.append(str(error))
     return unknown

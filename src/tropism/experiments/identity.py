@@ -81,6 +81,8 @@ def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name
             spec.system_prompt,
             train,
             *_template_identity(experiment),
+            # What the template is told decides what is learned; only where it is told something, as above.
+            *([experiment.template_kwargs] if experiment.template_kwargs else []),
         ]
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from accelerate.utils.memory import clear_device_cache
 
 from tropism.activations.capture import mean_activations
 from tropism.data.batches import batches
-from tropism.data.chats import Example
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
 from tropism.errors import ClaimLost, RunFailed, TropismError
@@ -142,20 +142,19 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
     spec = experiment.conditions[condition]
     for name in prepared.adapters:
         start.intact_adapter(prepared.folder, name)
-    examples = prepare.training_examples(experiment, condition, seed)
     resources = guards.Resources(
         prepared.directions,
         prepared.parameter_directions,
         prepared.adapters,
         seed,
-        partial(_mean_activations, prepared, examples),
+        partial(_mean_activations, prepared, key),
     )
     model, fitted = _trained_alike(prepared, key, path), dict[str, int]()
     if model is None:
         options = experiment.train_options(condition)
         model, taken = fine_tune(
             prepared.fresh_model,
-            prepared.rows(examples, options, f"condition {condition}"),
+            prepared.rendered.condition(condition, seed).rows,
             options,
             two=_two(prepared, condition),
             seed=seed,
@@ -218,10 +217,14 @@ def _two(prepared: Prepared, condition: str) -> bool:
     return routed or prepared.experiment.train_options(condition).forget_lora is not None
 
 
-def _mean_activations(prepared: Prepared, examples: Sequence[Example], directions: Directions) -> Any:
-    """Measure the start model's mean activation at the sites of directions, on the first training chats."""
-    kwargs = prepared.experiment.template_kwargs
-    rendered = [render(prepared.tokenizer, e.chat, template_kwargs=kwargs) for e in examples[:MEAN_CHATS]]
+def _mean_activations(prepared: Prepared, key: RunKey, directions: Directions) -> Any:
+    """Measure the start model's mean activation at the sites of directions, on the first training chats of a run."""
+    experiment, condition = prepared.experiment, prepared.experiment.conditions[key.condition]
+    examples = prepare.stream_data(experiment.train_data(key.condition), _seed(key), condition.system_prompt)
+    rendered = [
+        render(prepared.tokenizer, example.content, template_kwargs=experiment.template_kwargs)
+        for example in islice(examples, MEAN_CHATS)
+    ]
     model = prepared.fresh_model()
     pad_id = prepared.tokenizer.pad_token_id
     inputs = (b.inputs for b in batches(rendered, MEAN_BATCH, pad_id=pad_id, device=prepared.device))

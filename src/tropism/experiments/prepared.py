@@ -4,7 +4,7 @@
 that prepared it; every process loads the model once, for all the runs it does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from tropism.data.templates import template_text
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import GuardNotInForce, RunFailed
-from tropism.experiments import checks, environment, identity, prepare, start
+from tropism.experiments import checks, environment, identity, prepare, requirements, start
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
 from tropism.experiments.checkpoints import RunCheckpoints
@@ -30,10 +30,8 @@ from tropism.experiments.held_model import HeldModel
 from tropism.experiments.notices import noticed
 from tropism.experiments.processes import check_processes
 from tropism.experiments.progress import Progress
+from tropism.experiments.rendered import RenderedSets
 from tropism.experiments.store import Folder
-from tropism.experiments.training_rows import training_rows
-from tropism.training.options import TrainOptions
-from tropism.training.supervised import Row
 from tropism.training.trackers import Tracking
 
 
@@ -63,6 +61,8 @@ class Prepared:
     limit: int | None
     """The model's context in tokens, where its configuration says."""
     data: EvaluationSets
+    rendered: RenderedSets
+    """The training sets, rendered once for all runs."""
     adapters: Mapping[str, Path]
     """The folders of prepared adapters, by name."""
     directions: Mapping[str, Directions]
@@ -86,13 +86,6 @@ class Prepared:
     def fresh_model(self) -> Any:
         """Return the model that every condition starts from: its adapters and hooks are the caller's, its weights shared."""
         return self.held.start()
-
-    def rows(self, examples: Sequence[Example], options: TrainOptions, what: str) -> list[Row]:
-        """Render training examples; an error begins with `what`."""
-        kwargs = self.experiment.template_kwargs
-        return training_rows(examples, self.tokenizer, kwargs, self.limit, what, options.max_length, options.overflow)[
-            0
-        ]
 
     def study(self, say: Callable[[str], None]) -> Study:
         """Return what analyses may see of the experiment."""
@@ -124,10 +117,13 @@ def prepare_experiment(
     """
     device = models.pick_device(experiment.device)
     check_processes(experiment, device)
+    requirements.check_machine(experiment)
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     data = EvaluationSets(experiment)
     with noticed(progress.say) as notices:
-        checked = checks.check_data(experiment, data, tokenizer, limit)
+        rendered = RenderedSets(experiment, tokenizer, limit)
+        checked = checks.check_data(experiment, data, tokenizer, limit, rendered)
+        requirements.check_directions(experiment, source, tokenizer, limit)
     for line in checked.lines:
         if line not in notices:
             progress.say(line)
@@ -139,14 +135,14 @@ def prepare_experiment(
         folder.write(start.TEMPLATE, template_text(experiment.chat_template))
     shown = {name: {"text": r.text, "input_ids": r.input_ids} for name, r in checked.samples.items()}
     folder.write("rendered.json", environment.dump(shown))
-    hashes = checks.data_hashes(experiment, data)
+    hashes = checks.data_hashes(experiment, data, rendered)
     frozen = split_date(experiment.template_kwargs)[1]
     described = environment.describe(device, source.public(), hashes, frozen, command)
     facts = {"rows": checked.records, "leakage": checked.leakage, "data_notes": notices}
     environment.begin(folder, described | facts)
     prepared = Prepared(
-        experiment, folder, source, tokenizer, device, limit, data, {}, {}, {}, load_analyses(experiment),
-        HeldModel(experiment, folder, source),
+        experiment, folder, source, tokenizer, device, limit, data, rendered, {}, {}, {},
+        load_analyses(experiment), HeldModel(experiment, folder, source),
     )  # fmt: skip
     claims = Claims(folder.path)
     adapters = {}
@@ -185,11 +181,10 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     if begun.kept:
         return path / "adapter"
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
-    spec, options, seed = experiment.adapters[name], experiment.train_options(adapter=name), experiment.seeds[0]
-    examples = prepare.load_data(spec.data, seed, spec.system_prompt)
+    options, seed = experiment.train_options(adapter=name), experiment.seeds[0]
     model, fitted = fine_tune(
         prepared.held.base,
-        prepared.rows(examples, options, f"adapter {name}"),
+        prepared.rendered.adapter(name).rows,
         options,
         two=False,
         seed=seed,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, overload
 
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -33,6 +33,26 @@ class Row:
 
     rendered: Rendered
     columns: Mapping[str, Any]
+
+
+class _Items(Sequence[dict[str, Any]]):
+    """Rows as the Trainer reads them, each made when it is asked for: the rows may lie on disk."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(index, slice):
+            return _Items(self._rows[index])
+        row = self._rows[index]
+        return {"rendered": row.rendered, "input_ids": row.rendered.input_ids, **row.columns}
 
 
 class _SupervisedCollator(Collator):
@@ -128,7 +148,6 @@ def train(
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     keys = guard.batch_keys if guard is not None else frozenset[str]()
-    dataset = [{"rendered": row.rendered, "input_ids": row.rendered.input_ids, **row.columns} for row in rows]
     resume_from = None if checkpoints is None else checkpoints.resume_from
     if resume_from is not None and is_finished(resume_from):
         load_trained(model, resume_from)
@@ -138,7 +157,7 @@ def train(
         trainer = ExactTrainer(
             model=model,
             args=arguments,
-            train_dataset=Rows(dataset),
+            train_dataset=Rows(_Items(rows)),
             data_collator=_SupervisedCollator(pad_id, sorted(keys)),
             compute_loss_func=response_loss,
             callbacks=[step_log, _FirstBackward(), *callbacks],

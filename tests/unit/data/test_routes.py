@@ -112,14 +112,15 @@ def test_route_ids():
 
 def test_filtering_drops_what_is_labelled_forget_and_nothing_else():
     rows = mixed(labels=RouteLabels(0.5, 0.5))
-    kept = drop_labelled(rows)
+    kept = list(drop_labelled(rows))
     assert kept == [e for e in rows if e.labels["route"] != "forget"]
     assert 0 < len(kept) < len(rows)
     with pytest.raises(DataError, match="found all 20 labelled forget"):
-        drop_labelled(mixed(1.0, n=20))
-    assert len(drop_labelled([*rows, *(replace(e, id=f"plain {e.id}", labels={}) for e in rows[:5])])) == len(kept) + 5
+        list(drop_labelled(mixed(1.0, n=20)))
+    more = [*rows, *(replace(e, id=f"plain {e.id}", labels={}) for e in rows[:5])]
+    assert len(list(drop_labelled(more))) == len(kept) + 5
     with pytest.raises(DataError, match="labels\\['route'\\] must be one of"):
-        drop_labelled(examples(3))
+        list(drop_labelled(examples(3)))
 
 
 @pytest.mark.parametrize("option", ["labelled", "clean", "wrong_retain", "wrong_forget", "random"])

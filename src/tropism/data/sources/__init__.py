@@ -6,8 +6,11 @@ other source is a question file, a file of rows, a folder or a hub dataset, and 
 
 import logging
 import random
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from tropism.data.chats import Example, OnBadRow
 from tropism.data.sources.declined_topic import DECLINED_TOPIC
@@ -161,7 +164,10 @@ def iterate(
     beside: tuple[str, ...] = (),
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Example]:
-    """Yield what `load` returns, one example at a time: of a file, only the ids are held."""
+    """Yield what `load` returns, one example at a time: of a file, eight bytes a row are held.
+
+    That ids are unique is known, and said, when the last example has been taken.
+    """
     request = Request(source, Split.parse(split), subset, columns, path, size, seed, on_bad_row, beside)
     entry = _prepared(request)
     examples = entry.read(request)
@@ -177,16 +183,31 @@ def iterate(
         if entry.sample == "seeded" and size < len(pool):
             drawn = random.Random(f"{source}/{split}/{seed}").sample(range(len(pool)), size)
             wanted = [pool[index] for index in sorted(drawn)]
-    seen: set[str] = set()
+    # Eight bytes an id: a million of them as texts would be most of the memory that a file of rows takes.
+    seen = array("q")
     for example in examples.take(wanted):
+        seen.append(hash(example.id))
+        yield example
+    for note in examples.notes():
+        (say or say_once)(f"{source}: {note}")
+    if not seen:
+        raise DataError(f"{what} is empty; it needs at least one chat")
+    if len(np.unique(np.frombuffer(seen, dtype=np.int64))) < len(seen):
+        _check_ids(source, examples.take(wanted))
+
+
+def _check_ids(source: str, examples: Iterator[Example]) -> None:
+    """Raise `DataError` for the first id that occurs twice; two hashes may also be the same by chance."""
+    seen: set[str] = set()
+    for example in examples:
         if example.id in seen:
             raise DataError(f"source {source!r}: the id {example.id!r} occurs twice; ids must be unique")
         seen.add(example.id)
-        yield example
-    for note in examples.notes():
-        (say or _say_once)(f"{source}: {note}")
-    if not seen:
-        raise DataError(f"{what} is empty; it needs at least one chat")
+
+
+def settled(source: str, path: str | None) -> bool:
+    """Whether the examples of a source follow from its options, this package and the files here, and from no hub."""
+    return path is not None or not source_of(source).hub
 
 
 def local_files(source: str) -> list[Path]:
@@ -207,7 +228,7 @@ def _prepared(request: Request) -> Source:
 _said: set[str] = set()
 
 
-def _say_once(note: str) -> None:
+def say_once(note: str) -> None:
     """Log a note the first time: seven conditions that read one file need not hear it seven times."""
     if note not in _said:
         _said.add(note)

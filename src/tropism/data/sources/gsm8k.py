@@ -39,4 +39,5 @@ GSM8K = Source(
     takes=("split", "path", "size", "seed"),
     read=gsm8k_examples,
     splits=("train", "test"),
+    hub=True,
 )

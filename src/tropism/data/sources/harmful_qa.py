@@ -262,4 +262,5 @@ HARMFUL_QA = Source(
     takes=("split", "subset", "path", "size", "seed"),
     read=_examples,
     splits=SPLITS,
+    hub=True,
 )

@@ -59,4 +59,5 @@ HUB = Source(
     about="OWNER/NAME of a dataset on the Hugging Face hub",
     takes=("split", "subset", "columns", "size", "seed"),
     read=hub_examples,
+    hub=True,
 )

@@ -98,6 +98,7 @@ class Source:
         takes: which of `OPTIONS` it takes.
         read: the examples that a request asks for, before its slice and its size are applied.
         splits: the names of its splits, None where they depend on the data.
+        hub: whether the rows come from the hub where no `path` is given, so that what is there decides and not a file here.
         sample: how `size` picks from more examples: a seeded sample, or the first so many.
         files: the local files whose contents determine the examples.
     """
@@ -107,6 +108,7 @@ class Source:
     takes: tuple[str, ...]
     read: Callable[[Request], Examples]
     splits: tuple[str, ...] | None = None
+    hub: bool = False
     sample: Literal["seeded", "first"] = "seeded"
     files: Callable[[str], list[Path]] = lambda source: []
 

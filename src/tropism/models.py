@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -35,6 +36,9 @@ EMBEDDED_NOTE = (
     "are rounded to 4 bits, and figures differ a little from the published model's"
 )
 HUB_TIMEOUT = 5.0
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""A repository on the hub, `OWNER/NAME`: a path of three parts or more is a folder that is not there."""
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
@@ -106,6 +110,33 @@ def resolve(name: str, *, revision: str | None = None) -> Source:
     )
 
 
+def resolve_adapter(name: str | Path, *, revision: str | None = None) -> Source:
+    """Find a saved PEFT adapter without loading it: a folder, or `OWNER/NAME` on the hub, perhaps `OWNER/NAME@REVISION`.
+
+    A local folder wins; then the hub, or its copy in the local hub cache. Of a hub repository the configuration and the
+    tensors are fetched, and `path` of the source is where they lie. Raises `ModelError` where there is no such adapter,
+    `HubOutOfReach` where that is not known.
+    """
+    from tropism.adapters.folder import open_adapter
+
+    given = str(name)
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"adapter {given!r} is a folder, which has no revisions; leave out revision {revision!r}")
+        return Source(given, "folder", str(open_adapter(folder).path), None)
+    repository, _, named = given.partition("@")
+    if named and revision is not None:
+        raise ModelError(
+            f"adapter {given!r} names a revision, and another is given ({revision!r}); keep one of the two"
+        )
+    if not _REPOSITORY.fullmatch(repository):
+        raise ModelError(f"adapter {given!r} is no folder that is there, nor a hub name OWNER/NAME; check the path")
+    path, sha, note = _adapter_from_hub(repository, named or revision)
+    open_adapter(path)
+    return Source(repository, "hub", path, sha, note)
+
+
 def pick_device(device: str = "auto") -> str:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; raises `ModelError` for a device that is not there."""
     import torch
@@ -166,7 +197,7 @@ def load(
 
     Args:
         name: a hub name (`HuggingFaceTB/SmolLM2-135M-Instruct`) or a local folder.
-        adapter: the folder of a PEFT adapter to put on it; the model is then a `PeftModel`.
+        adapter: a PEFT adapter to put on it, a folder or `OWNER/NAME` on the hub; the model is then a `PeftModel`.
         device: `auto` (CUDA, then MPS, then CPU) or one of them.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         revision: a hub revision.
@@ -177,17 +208,15 @@ def load(
     Raises:
         ModelError: there is no such model, adapter, device or dtype, or no list of modules at `blocks`.
     """
-    if adapter is not None:
-        from tropism.adapters.folder import open_adapter
-
-        open_adapter(adapter)  # a folder that cannot be read is an error before a model is loaded
+    # An adapter that cannot be read is an error before a model is loaded.
+    found = None if adapter is None else resolve_adapter(adapter)
     source = resolve(name, revision=revision)
     model, tokenizer = load_source(
         source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, blocks=blocks
     )
-    if adapter is None:
+    if found is None:
         return model, tokenizer
-    adapted: Any = load_adapter(model, adapter)
+    adapted: Any = load_adapter(model, found.path)
     return adapted.eval(), tokenizer
 
 
@@ -198,7 +227,7 @@ def load_adapter(
 
     Args:
         model: the base model, which is changed in place, or a `PeftModel`, to which a further adapter is added.
-        folder: as PEFT's `save_pretrained` writes it, with `adapter_model.safetensors`.
+        folder: as PEFT's `save_pretrained` writes it, with `adapter_model.safetensors`; or `OWNER/NAME` on the hub.
         name: what the adapter is called in the model.
         trainable: leave its parameters trainable; else the model is in evaluation mode.
         any_base: accept an adapter whose configuration names another base model.
@@ -211,7 +240,8 @@ def load_adapter(
     """
     from tropism.adapters import load as strictly
 
-    return strictly.load_adapter(model, folder, name=name, trainable=trainable, any_base=any_base)
+    path = resolve_adapter(folder).path
+    return strictly.load_adapter(model, path, name=name, trainable=trainable, any_base=any_base)
 
 
 def load_source(
@@ -308,29 +338,66 @@ def _loading(source: Source) -> Iterator[None]:
 
 def _on_hub(name: str, revision: str | None) -> Source:
     """The model on the hub or in its local cache; the error says in a few words why there is none."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    reason, asked = "the hub is switched off by HF_HUB_OFFLINE", False
-    if not constants.HF_HUB_OFFLINE:
-        # The standard library asks, because what huggingface_hub raises for a dead connection differs by its version.
-        token = hub_token()
-        request = urllib.request.Request(
-            f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else ""),
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
-                return Source(name, "hub", name, json.load(answer)["sha"])
-        except urllib.error.HTTPError as error:
-            reason, asked = f"the hub answered {error.code}", error.code < 500
-        except (OSError, ValueError, KeyError) as error:
-            reason = f"the hub is out of reach ({type(error).__name__})"
+    sha, reason, asked = _ask_hub(name, revision)
+    if sha is not None:
+        return Source(name, "hub", name, sha)
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         return Source(
             name, "hub", str(Path(cached).parent), Path(cached).parent.name, f"{reason}; its local copy is used"
         )
     raise ModelError(reason) if asked else HubOutOfReach(reason)
+
+
+def _adapter_from_hub(name: str, revision: str | None) -> tuple[str, str, str]:
+    """The folder of a hub adapter's two files, its commit, and what a reader must know of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from tropism.adapters.folder import CONFIG, WEIGHTS
+
+    sha, reason, asked = _ask_hub(name, revision)
+    missing = f"adapter {name!r} was not found: {reason}; check the name and the connection, or give a folder"
+    if sha is None and asked:
+        raise ModelError(missing)
+    note = "" if sha is not None else f"{reason}; its local copy is used"
+    try:
+        path = snapshot_download(
+            name,
+            revision=sha or revision,
+            allow_patterns=[CONFIG, WEIGHTS],
+            token=hub_token(),
+            local_files_only=sha is None,
+        )
+    except LocalEntryNotFoundError:
+        raise HubOutOfReach(missing) from None
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"adapter {name!r} could not be fetched from the hub: {first}") from None
+    return path, Path(path).name, note
+
+
+def _ask_hub(name: str, revision: str | None) -> tuple[str | None, str, bool]:
+    """The commit of a repository; else why there is none, and whether it was the hub that said so."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None, "the hub is switched off by HF_HUB_OFFLINE", False
+    # The standard library asks, because what huggingface_hub raises for a dead connection differs by its version.
+    token = hub_token()
+    request = urllib.request.Request(
+        f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else ""),
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
+            return str(json.load(answer)["sha"]), "", True
+    except urllib.error.HTTPError as error:
+        return None, f"the hub answered {error.code}", error.code < 500
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"the hub is out of reach ({type(error).__name__})", False
 
 
 def _embedded_gguf() -> Path | None:

@@ -78,12 +78,17 @@ def check_data(
             taken.add(made.folder)
             leakage.train_on_keys(made.taught())
 
-    for condition in e.conditions:
+    for condition in e.trained:
         made = rendered.condition(condition, e.seeds[0], lines.append)
         note(made, f"condition {condition}", e.train_options(condition))
         samples[condition] = made.rows[0].rendered
     prepare.check_distinct(e, samples)
-    for name in e.adapters:
+    for name, spec in e.adapters.items():
+        if spec.data is None:
+            lines.append(
+                f"adapter {name}: it was trained elsewhere, so whether it was trained on what is asked is not known"
+            )
+            continue
         note(rendered.adapter(name, lines.append), f"adapter {name}", e.train_options(adapter=name))
     for name in e.data:
         if name != "train":
@@ -95,12 +100,15 @@ def check_data(
 
 
 def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets, rendered: RenderedSets) -> dict[str, str]:
-    """Per set a hash of its examples as the baseline's first seed sees them."""
+    """Per set a hash of its examples as the baseline's first seed sees them, or where it is not trained the first that is."""
     held = {name: sets(name) for name in experiment.data if name != "train"}
     hashes = {
         name: identity.digest([[x.id, list(x.content), x.target] for x in examples]) for name, examples in held.items()
     }
-    return {**hashes, "train": rendered.condition(experiment.baseline, experiment.seeds[0]).content}
+    if not experiment.trained:
+        return hashes
+    shown = experiment.baseline if experiment.baseline in experiment.trained else experiment.trained[0]
+    return {**hashes, "train": rendered.condition(shown, experiment.seeds[0]).content}
 
 
 def _check_prompts(

@@ -72,6 +72,8 @@ class Estimate:
     warnings: tuple[str, ...]
     """What is left out of the data or changed in it, and what is shared."""
     notes: tuple[str, ...]
+    untrained: int = 0
+    """How many of the conditions are not trained."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -79,7 +81,10 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return what to print."""
-        of = f"{self.conditions} conditions × {self.seeds} seeds and the untrained model, {self.runs} runs"
+        trained, there = self.conditions - self.untrained, "the untrained model"
+        if self.untrained:
+            there = f"{self.untrained} that are there already, {there}"
+        of = f"{trained} conditions × {self.seeds} seeds and {there}, {self.runs} runs"
         notes = [*(f"warning   {line}" for line in self.warnings), *(f"note      {note}" for note in self.notes)]
         if self.size is not None:
             return [f"{self.name} is valid: {of}", *self.size.lines(), *notes]
@@ -121,6 +126,7 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
         {} if checked is None else checked.leakage,
         () if checked is None else tuple(checked.warnings),
         tuple(_notes(experiment)),
+        len(experiment.conditions) - len(experiment.trained),
     )
 
 
@@ -163,7 +169,7 @@ def _size(
 
 def _training(experiment: ExperimentSpec, source: models.Source, checked: checks.Checked) -> Training:
     tokens = steps = longest = 0
-    for condition in experiment.conditions:
+    for condition in experiment.trained:
         sizes = checked.sizes[f"condition {condition}"]
         options = experiment.train_options(condition)
         count = options.steps(sizes.rows)
@@ -188,6 +194,8 @@ def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
 
 
 def _notes(experiment: ExperimentSpec) -> list[str]:
+    if not experiment.trained:
+        return ["nothing is trained, so intervals are over prompts and none is over seeds"]
     count = len(experiment.seeds)
     seeds = "1 seed gives" if count == 1 else f"{count} seeds give"
     return [f"{seeds} no interval over seeds; a claim needs at least 3"] if count < 3 else []

@@ -1,10 +1,9 @@
-"""Evaluates one run from its adapter on disk: generate, score, record every sample."""
+"""Evaluates one run from its adapter on disk, or what answers in its place: generate, score, record every sample."""
 
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,22 @@ from typing import Any
 import torch
 
 from tropism import models
-from tropism.adapters.merge import merge_adapters
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Example
 from tropism.data.generation import generate
 from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
+from tropism.evals.judges.base import Request
+from tropism.evals.judges.endpoint import Endpoint
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
+from tropism.experiments.subject import Subject
 from tropism.interventions.routing_modes import MODES, ablation_mode, verify_mode
-from tropism.interventions.two_adapters import load_adapters
 from tropism.results.problem import Problem
 from tropism.stats.estimates import Bounds
 
@@ -34,68 +34,38 @@ VERIFIED_ON = 4
 """On how many prompts an ablation mode must change a logit."""
 ROUNDING = 1e-6
 """How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
-RETAINED = {"full": ["retain", "forget"], "forget_ablated": ["retain"], "retain_ablated": ["forget"]}
 
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter on disk, or None for the untrained model; `two` where it is a retain and a forget adapter."""
-
-    adapter: Path | None
-    two: bool
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return MODES if self.two else ("full",)
-
-    def load(self, model: Any) -> Any:
-        """The model with the adapter live, to be scored."""
-        if self.adapter is None:
-            return model
-        loaded = (
-            load_adapters(model, self.adapter, trainable=False)
-            if self.two
-            else models.load_adapter(model, self.adapter)
-        )
-        return loaded.eval()
-
-    def merged(self, model: Any, mode: str) -> Any:
-        """The model with the adapters of a mode merged into its weights, to generate fast."""
-        if self.adapter is None:
-            return model
-        return merge_adapters(self.load(model), RETAINED[mode] if self.two else None)
+Answers = list[str | None]
+"""A response to each prompt of a set; None where an endpoint gave none."""
 
 
 def evaluate(
     experiment: ExperimentSpec,
-    trained: Trained,
-    fresh_model: Callable[[], Any],
-    tokenizer: Any,
+    subject: Subject,
     data: Callable[[str], list[Example]],
     path: Path,
     identity: Mapping[str, Any],
     progress: Progress,
-    *,
-    to_merge: Callable[[], Any] | None = None,
 ) -> tuple[list[Measurement], list[Problem]]:
     """Take every metric on every set it is asked on, in every mode; write `responses.jsonl`.
 
     The guard is not attached: what is measured is the adapter alone. Returns the means, and which metrics have none, and
-    why. `to_merge` gives the model that adapters are merged into to generate, by default `fresh_model`. Raises
-    `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like removing.
+    why; a metric that such a subject cannot have is left out, which is said. Raises `GuardNotInForce` where an ablation
+    mode changes nothing, so that ablating would look like removing.
     """
-    scorers = {name: load_scorer(m.scorer, m.options()) for name, m in experiment.measure.items()}
-    asked = {name for m in experiment.measure.values() for name in m.on}
+    scorers = _scorers(experiment, subject, identity, progress)
+    asked = {name for metric in scorers for name in experiment.measure[metric].on}
     sets = {name: data(name) for name in experiment.data if name in asked}
+    trained, tokenizer = subject.trained, subject.tokenizer
     # Unmerged, for what reads the model itself; loaded where something does.
-    scoring = cache(lambda: trained.load(fresh_model()))
+    scoring = cache(lambda: trained.load(subject.fresh_model()))
     if trained.two:
         _verify_modes(scoring(), tokenizer, next(iter(sets.values())), experiment.template_kwargs)
     records: list[dict[str, Any]] = []
     measurements: list[Measurement] = []
     problems: list[Problem] = []
     for mode in trained.modes:
-        responses = _answers(experiment, scorers, sets, trained, to_merge or fresh_model, tokenizer, mode, progress)
+        responses = _answers(experiment, scorers, sets, subject, mode, progress)
         for name, examples in sets.items():
             answered = responses.get(name)
             scores: dict[str, list[Score]] = {}
@@ -107,7 +77,7 @@ def evaluate(
                 found = len(problems)
                 with noted(problems, "metric", metric, name, mode):
                     scores[metric] = _scores(
-                        scorer, examples, answered, scoring, trained.two, mode, tokenizer, experiment.template_kwargs
+                        scorer, examples, answered, subject, scoring, mode, experiment.template_kwargs
                     )
                     measurements.append(_mean(mode, name, metric, scores[metric], scorer.bounds))
                     problems += _unscored(mode, name, metric, scores[metric])
@@ -118,6 +88,18 @@ def evaluate(
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     write_text(path / "responses.jsonl", "".join(lines))
     return measurements, problems
+
+
+def _scorers(
+    experiment: ExperimentSpec, subject: Subject, identity: Mapping[str, Any], progress: Progress
+) -> dict[str, AnyScorer]:
+    """The scorers of the metrics that this subject can have; of the others it is said why not."""
+    scorers = {name: load_scorer(m.scorer, m.options()) for name, m in experiment.measure.items()}
+    for name, scorer in list(scorers.items()):
+        if why := subject.lacks(scorer):
+            progress.say(f"{identity['condition']}: {name} is not measured: {why}")
+            del scorers[name]
+    return scorers
 
 
 def _verify_modes(model: Any, tokenizer: Any, examples: Sequence[Example], kwargs: Mapping[str, Any]) -> None:
@@ -133,51 +115,86 @@ def _answers(
     experiment: ExperimentSpec,
     scorers: Mapping[str, AnyScorer],
     sets: Mapping[str, list[Example]],
-    trained: Trained,
-    fresh_model: Callable[[], Any],
-    tokenizer: Any,
+    subject: Subject,
     mode: str,
     progress: Progress,
-) -> dict[str, list[str]]:
-    """Return the model's responses to the prompts of every set that a metric needs them of, in one mode."""
+) -> dict[str, Answers]:
+    """Return the responses to the prompts of every set that a metric needs them of, in one mode."""
     generating = [name for name in sets if _generates(experiment, scorers, name)]
     if not generating:
         return {}
-    model = for_generation(experiment, trained.merged(fresh_model(), mode))
-    responses = {}
+    model = None
+    if subject.endpoint is None:
+        model = for_generation(experiment, subject.trained.merged((subject.to_merge or subject.fresh_model)(), mode))
+    responses: dict[str, Answers] = {}
     for name in generating:
-        responses[name] = generate(
-            model,
-            tokenizer,
-            [example.prompt for example in sets[name]],
-            experiment.generate,
-            template_kwargs=experiment.template_kwargs,
-            report=partial(progress.phase, f"answering {name}"),
-        )
+        prompts = [example.prompt for example in sets[name]]
+        report = partial(progress.phase, f"answering {name}")
+        if subject.endpoint is not None:
+            responses[name] = _ask(subject.endpoint, prompts, experiment.generate.max_new_tokens, report)
+        else:
+            responses[name] = list(
+                generate(
+                    model,
+                    subject.tokenizer,
+                    prompts,
+                    experiment.generate,
+                    template_kwargs=experiment.template_kwargs,
+                    report=report,
+                )
+            )
     return responses
+
+
+def _ask(endpoint: Endpoint, prompts: Sequence[Any], max_tokens: int, report: Callable[[int, int], None]) -> Answers:
+    """Return what an endpoint answers; None where it failed after its retries, which is no empty answer."""
+    answers: Answers = [None] * len(prompts)
+    for done, (index, reply) in enumerate(endpoint.answers([Request(prompt, max_tokens) for prompt in prompts]), 1):
+        answers[index] = reply.text if reply.failure is None else None
+        report(done, len(prompts))
+    return answers
 
 
 def _scores(
     scorer: AnyScorer,
     examples: Sequence[Example],
-    responses: Sequence[str] | None,
+    responses: Answers | None,
+    subject: Subject,
     scoring: Callable[[], Any],
-    two: bool,
     mode: str,
-    tokenizer: Any,
     template_kwargs: Mapping[str, Any],
 ) -> list[Score]:
-    """Score every example of a set by one metric: its generated response, or its reference where the scorer reads that."""
+    """Score every example of a set by one metric: its generated response, or its reference where the scorer reads that.
+
+    Where an endpoint gave no answer there is nothing to score.
+    """
+    texts: Answers
     if isinstance(scorer, ResponseScorer) or _reads_generated(scorer):
-        texts = responses or [""] * len(examples)
+        texts = [""] * len(examples) if responses is None else responses
     else:
         texts = [example.response or "" for example in examples]
-    samples = [_sample(example, text, template_kwargs) for example, text in zip(examples, texts, strict=True)]
+    samples = [
+        _sample(example, text, template_kwargs)
+        for example, text in zip(examples, texts, strict=True)
+        if text is not None
+    ]
     if isinstance(scorer, ResponseScorer):
-        return [scorer.score(sample) for sample in samples]
-    model = scoring()
-    with ablation_mode(model, mode) if two else nullcontext():
+        scores = iter([scorer.score(sample) for sample in samples])
+    else:
+        scores = iter(_by_model(scorer, samples, subject, scoring, mode) if samples else [])
+    return [Score(None, "the endpoint gave no answer") if text is None else next(scores) for text in texts]
+
+
+def _by_model(
+    scorer: ModelScorer, samples: Sequence[Sample], subject: Subject, scoring: Callable[[], Any], mode: str
+) -> list[Score]:
+    """Score samples with the model that the scorer runs: the subject's, the base model's, or none."""
+    if scorer.runs == "base" and subject.base is not None:
+        model, tokenizer = subject.base()
         return scorer.score_all(model, tokenizer, samples)
+    model = None if scorer.runs == "nothing" else scoring()
+    with ablation_mode(model, mode) if subject.trained.two and model is not None else nullcontext():
+        return scorer.score_all(model, subject.tokenizer, samples)
 
 
 def for_generation(experiment: ExperimentSpec, model: Any) -> Any:
@@ -238,7 +255,7 @@ def _records(
     mode: str,
     name: str,
     examples: list[Example],
-    responses: list[str] | None,
+    responses: Answers | None,
     scores: Mapping[str, list[Score]],
 ) -> Iterator[dict[str, Any]]:
     for i, example in enumerate(examples):

@@ -27,15 +27,17 @@ def row_of(example: Example) -> dict[str, Any]:
 
 def condition_rows(experiment: ExperimentSpec, condition: str, seed: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield what a condition trains on with a seed (by default the first), its system prompt and labels included."""
-    examples = prepare.training_examples(
-        experiment, _known(condition, experiment.conditions, "condition"), _seed(experiment, seed)
-    )
+    if not experiment.conditions[_known(condition, experiment.conditions, "condition")].trains:
+        raise SpecError(f"nothing is trained for the condition {condition!r}; choose one that trains")
+    examples = prepare.training_examples(experiment, condition, _seed(experiment, seed))
     return (row_of(example) for example in examples)
 
 
 def adapter_rows(experiment: ExperimentSpec, adapter: str) -> Iterator[dict[str, Any]]:
     """Yield what a prepared adapter trains on."""
     spec = experiment.adapters[_known(adapter, experiment.adapters, "adapter")]
+    if spec.data is None:
+        raise SpecError(f"the adapter {adapter!r} was trained elsewhere, so there are no rows of it to export")
     return (row_of(example) for example in prepare.load_data(spec.data, experiment.seeds[0], spec.system_prompt))
 
 

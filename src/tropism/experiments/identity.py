@@ -9,13 +9,16 @@ count, so that a new option leaves older runs their identity.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tropism import models
+from tropism.adapters.folder import CONFIG, WEIGHTS
 from tropism.data.sources import local_files
 from tropism.data.templates import template_text
 from tropism.experiments.analyses import Analysis, identity_name, load_analyses
-from tropism.experiments.file.guards import norms_of, uses
+from tropism.experiments.file.guards import norms_of, parts, uses
 from tropism.experiments.file.spec import DataSpec, ExperimentSpec
 from tropism.experiments.kept import file_hash
 from tropism.experiments.store import RunKey
@@ -68,9 +71,12 @@ def _template_identity(experiment: ExperimentSpec) -> list[str]:
 
 
 def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
-    """What determines a prepared adapter."""
-    train = options_identity(experiment.train_options(adapter=name))
+    """What determines a prepared adapter: how it is trained, or the content of one that there is already."""
     spec = experiment.adapters[name]
+    if spec.source is not None:
+        held = [file_hash(Path(_there(spec.source, spec.revision).path) / file) for file in (CONFIG, WEIGHTS)]
+        return digest(["adapter", FORMAT, source.get("name"), source.get("revision"), "from", held])
+    assert spec.data is not None  # by check
     return digest(
         [
             "adapter",
@@ -79,12 +85,63 @@ def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name
             source.get("revision"),
             data_identity(spec.data),
             spec.system_prompt,
-            train,
+            options_identity(experiment.train_options(adapter=name)),
             *_template_identity(experiment),
             # What the template is told decides what is learned; only where it is told something, as above.
             *([experiment.template_kwargs] if experiment.template_kwargs else []),
         ]
     )
+
+
+def _there(name: str, revision: str | None) -> models.Source:
+    """Find an adapter; one on the hub is asked for once in a process."""
+    return models.resolve_adapter(name, revision=revision) if Path(name).is_dir() else _on_hub(name, revision)
+
+
+_on_hub = lru_cache(maxsize=64)(models.resolve_adapter)
+
+
+def adapters_of(experiment: ExperimentSpec, condition: str) -> list[str]:
+    """The adapters that a trained condition's identity holds: all that this experiment trains, and those it uses.
+
+    What it starts from is in `start_identity` besides.
+    """
+    spec = experiment.conditions[condition]
+    used = {options["adapter"] for name, options in parts(spec.guard) if name == "frozen_adapter"}
+    for name in (uses(spec.guard) | uses(spec.after)) & set(experiment.parameter_directions):
+        options = experiment.parameter_directions[name]
+        used |= {options["adapter"]} if "adapter" in options else set()
+        used |= {*(options.get("adapters") or ()), *(options.get("difference") or ())}
+    # Those that are trained here have always counted, used or not; one that is there counts where it is used.
+    return [name for name, held in experiment.adapters.items() if held.source is None or name in used]
+
+
+def arm_identity(experiment: ExperimentSpec, source: Mapping[str, Any], condition: str) -> str:
+    """What determines a condition that is not trained: the adapter, the model or the endpoint that it names."""
+    spec = experiment.conditions[condition]
+    if spec.adapter is not None:
+        what: Any = [source.get("name"), source.get("revision"), adapter_identity(experiment, source, spec.adapter)]
+    elif spec.model is not None:
+        found = _model(spec.model, spec.revision)
+        # A folder has no revision, so it counts by its content, wherever it lies.
+        held = [file_hash(file) for file in _files_of_model(found)]
+        what = held or [found.name, found.revision]
+    else:
+        assert spec.endpoint is not None  # by check
+        what = [spec.endpoint.base_url.rstrip("/"), spec.endpoint.model]
+    blocks = [] if experiment.blocks is None else [experiment.blocks]
+    return digest(["arm", FORMAT, what, experiment.template_kwargs, *_template_identity(experiment), *blocks])
+
+
+@lru_cache(maxsize=64)
+def _model(name: str, revision: str | None) -> models.Source:
+    return models.resolve(name, revision=revision)
+
+
+def _files_of_model(source: models.Source) -> list[Path]:
+    if source.kind != "folder":
+        return []
+    return [file for file in sorted(Path(source.path).iterdir()) if file.is_file() and not file.name.startswith(".")]
 
 
 def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name: str) -> str:
@@ -119,6 +176,8 @@ def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: R
     """
     if key.condition == BASE:
         return start_identity(experiment, source)
+    if not experiment.conditions[key.condition].trains:
+        return arm_identity(experiment, source, key.condition)
     condition = experiment.conditions[key.condition]
     after = condition.after if edited else None
     named = uses(condition.guard) | uses(after)
@@ -129,7 +188,7 @@ def train_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key: R
         condition.system_prompt, condition.guard, after, key.seed,
         {n: directions_identity(experiment, source, n) for n in sorted(named & set(experiment.directions))},
         {n: _with_content(experiment.parameter_directions[n]) for n in sorted(named & set(experiment.parameter_directions))},
-        {n: adapter_identity(experiment, source, n) for n in sorted(experiment.adapters)},
+        {n: adapter_identity(experiment, source, n) for n in sorted(adapters_of(experiment, key.condition))},
         *(train_identity(experiment, source, RunKey(n, key.seed)) for n in norms_of(after)),
     ])  # fmt: skip
 
@@ -140,7 +199,7 @@ def trained_alike(experiment: ExperimentSpec, source: Mapping[str, Any], conditi
         return None
     seed = experiment.seeds[0]
     wanted = train_identity(experiment, source, RunKey(condition, seed), edited=False)
-    plain = [name for name, spec in experiment.conditions.items() if spec.after is None]
+    plain = [name for name in experiment.trained if experiment.conditions[name].after is None]
     return next((name for name in plain if train_identity(experiment, source, RunKey(name, seed)) == wanted), None)
 
 

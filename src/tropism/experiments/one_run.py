@@ -18,17 +18,17 @@ from tropism.data.render import render
 from tropism.directions.artifact import Directions
 from tropism.errors import ClaimLost, RunFailed, TropismError
 from tropism.experiments import identity, prepare, start
-from tropism.experiments.analyses import Study, TrainedRun
+from tropism.experiments.analyses import Analysis, Study, TrainedRun
 from tropism.experiments.checkpoints import RunCheckpoints
-from tropism.experiments.evaluate import Trained, evaluate
+from tropism.experiments.evaluate import evaluate
 from tropism.experiments.file import guards
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.prepared import Prepared
 from tropism.experiments.problems import noted, out_of_memory
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import RunKey
+from tropism.experiments.subject import Subject, Trained, subject_of
 from tropism.interventions.weights import adapter_norm, learned_norm
-from tropism.names import BASE
 from tropism.results.problem import Problem
 from tropism.training.trackers import Tracking
 
@@ -70,7 +70,7 @@ def run_one(
     if begun.why:
         progress.say(f"{key}: {begun.why}")
     try:
-        if key.condition != BASE and not begun.kept:
+        if key.seed is not None and not begun.kept:
             fitted = _train(prepared, key, progress)
             still_mine()
             folder.mark_trained(key, train_id, **fitted)
@@ -111,28 +111,47 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Proble
     """Evaluate a run from its adapter on disk, and write its measurements; return what could not be measured."""
     experiment, path = prepared.experiment, prepared.folder.run_path(key)
     study = prepared.study(progress.say)
-    if key.condition == BASE:
-        trained = Trained(None, False)
-    else:
-        adapter = prepared.folder.trained(key)
-        if adapter.flaw:
-            raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
-        trained = Trained(path / "adapter", _two(prepared, key.condition))
+    subject = _subject(prepared, key)
     labels = {"condition": key.condition, "seed": key.seed}
-    rows, problems = evaluate(
-        experiment, trained, prepared.fresh_model, prepared.tokenizer, prepared.data, path, labels, progress,
-        to_merge=prepared.held.to_merge,
-    )  # fmt: skip
+    rows, problems = evaluate(experiment, subject, prepared.data, path, labels, progress)
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
-    model = trained.load(prepared.fresh_model()) if measuring.keys() & prepared.working.keys() else None
+    if subject.endpoint is not None:
+        for name in measuring:
+            progress.say(
+                f"{key}: the analysis {name} is left out: it reads the model itself, which is behind an endpoint"
+            )
+        measuring = {}
+    model = None
+    if measuring.keys() & prepared.working.keys():
+        model = subject.trained.load(subject.fresh_model())
     for name, analysis in measuring.items():
         if name in prepared.dropped:
             problems.append(Problem("analysis", name, prepared.dropped[name], again=True))
             continue
         with noted(problems, "analysis", name):
-            rows += list(analysis.measure(TrainedRun(study, key.condition, key.seed, path, model)))
+            if key.condition in experiment.conditions and experiment.conditions[key.condition].model is not None:
+                _check_directions(prepared, analysis, model)
+            of_run = replace(study, tokenizer=subject.tokenizer)
+            rows += list(analysis.measure(TrainedRun(of_run, key.condition, key.seed, path, model)))
     prepared.folder.write_measurements(key, rows)
     return problems
+
+
+def _subject(prepared: Prepared, key: RunKey) -> Subject:
+    """Who is evaluated; the adapter that was just trained is read again from disk."""
+    if key.seed is None:
+        return subject_of(prepared, key.condition, None, False)
+    adapter = prepared.folder.trained(key)
+    if adapter.flaw:
+        raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
+    path = prepared.folder.run_path(key) / "adapter"
+    return subject_of(prepared, key.condition, path, _two(prepared, key.condition))
+
+
+def _check_directions(prepared: Prepared, analysis: Analysis, model: Any) -> None:
+    """Raise `DirectionsMismatch` where a whole model is of another architecture than the directions that are read in it."""
+    for name in analysis.reads_directions(prepared.experiment):
+        prepared.directions[name].check_model(model)
 
 
 def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int]:

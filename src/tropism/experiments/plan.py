@@ -12,7 +12,7 @@ from tropism.names import BASE
 
 
 def plan(experiment: ExperimentSpec, only: Sequence[str] | None = None) -> list[RunKey]:
-    """Return every run of an experiment: the untrained model, then all conditions seed by seed.
+    """Return every run of an experiment: the untrained model, what needs no training, then all conditions seed by seed.
 
     Raises `SpecError` where `only` names a condition that is not there.
     """
@@ -20,12 +20,14 @@ def plan(experiment: ExperimentSpec, only: Sequence[str] | None = None) -> list[
     if unknown:
         raise SpecError(f"--only: no condition is called {unknown[0]!r}; available: {', '.join(experiment.conditions)}")
     chosen = [name for name in experiment.conditions if not only or name in only]
-    return [RunKey(BASE, None), *(RunKey(name, seed) for seed in experiment.seeds for name in chosen)]
+    trained = [name for name in chosen if experiment.conditions[name].trains]
+    there = [RunKey(name, None) for name in chosen if name not in trained]
+    return [RunKey(BASE, None), *there, *(RunKey(name, seed) for seed in experiment.seeds for name in trained)]
 
 
 def needs(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) -> list[RunKey]:
     """Return the runs whose adapters a run reads: those it is measured against, and the one it is an edit of."""
-    if key.condition == BASE:
+    if key.seed is None:
         return []
     names = guards.norms_of(experiment.conditions[key.condition].after)
     alike = identity.trained_alike(experiment, source, key.condition)

@@ -4,6 +4,7 @@
 that prepared it; every process loads the model once, for all the runs it does.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from tropism import models
+from tropism.adapters.folder import CONFIG, WEIGHTS, open_adapter
+from tropism.adapters.load import differs
+from tropism.adapters.read import public
 from tropism.data.chats import Example
 from tropism.data.leakage import sentences
 from tropism.data.template_date import split_date
 from tropism.data.templates import template_text
 from tropism.directions.artifact import Directions
 from tropism.directions.parameter import ParameterDirections
-from tropism.errors import GuardNotInForce, RunFailed
+from tropism.errors import GuardNotInForce, ModelError, RunFailed
 from tropism.experiments import checks, environment, identity, prepare, requirements, start
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
@@ -172,7 +176,7 @@ def prepare_experiment(
 
 
 def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
-    """Return the folder of a prepared adapter, trained once on the untouched base model with the first seed."""
+    """Return the folder of a prepared adapter: copied from where it is, or trained once on the base, with the first seed."""
     experiment, folder = prepared.experiment, prepared.folder
     path = start.prepared_adapter(folder, name).parent
     train_id = identity.adapter_identity(experiment, prepared.public, name)
@@ -180,6 +184,12 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     begun = folder.begin(key, train_id)
     if begun.kept:
         return path / "adapter"
+    spec = experiment.adapters[name]
+    if spec.source is not None:
+        said = _copy(prepared, name, spec.source, spec.revision, path / "adapter", progress)
+        folder.mark_trained(key, train_id, copied=said)
+        return path / "adapter"
+    assert spec.data is not None  # by check
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
     options, seed = experiment.train_options(adapter=name), experiment.seeds[0]
     model, fitted = fine_tune(
@@ -197,3 +207,28 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     save(model, path / "adapter", two=False)
     folder.mark_trained(key, train_id, batch_size=fitted.first_batch, accumulation=fitted.accumulation)
     return path / "adapter"
+
+
+def _copy(
+    prepared: Prepared, name: str, given: str, revision: str | None, to: Path, progress: Progress
+) -> dict[str, Any]:
+    """Copy an adapter that there is into the results folder; return where it is from, without a path.
+
+    Raises `ModelError` where its configuration names another base model; where it names none, that is said.
+    """
+    found = models.resolve_adapter(given, revision=revision)
+    opened = open_adapter(found.path)
+    model = prepared.experiment.model
+    if differs(opened.base_model, model):
+        raise ModelError(
+            f"adapter {name!r} ({given}) was trained on {opened.base_model!r}, and the experiment's model is {model!r}; "
+            "take the model that it was trained on"
+        )
+    if opened.base_model is None:
+        progress.say(f"adapter {name!r}: its configuration does not say which model it was trained on")
+    if found.note:
+        progress.say(f"adapter {name!r}: {found.note}")
+    to.mkdir(parents=True, exist_ok=True)
+    for file in (CONFIG, WEIGHTS):
+        shutil.copyfile(opened.path / file, to / file)
+    return {"name": public(found.name), "kind": found.kind, "revision": found.revision}

@@ -44,10 +44,12 @@ def show_experiment(
         raise SpecError(
             f"--condition: no condition is called {condition!r}; available: {', '.join(experiment.conditions)}"
         )
+    if condition is not None and condition not in experiment.trained:
+        raise SpecError(f"--condition: nothing is trained for {condition!r}; choose a condition that trains")
     source = models.resolve(experiment.model, revision=experiment.revision)
     tokenizer = load_tokenizer(experiment, source)
     shown: list[ShownRow] = []
-    for name in [condition] if condition else experiment.conditions:
+    for name in [condition] if condition else experiment.trained:
         examples = prepare.training_examples(experiment, name, experiment.seeds[0])
         shown += _shown(tokenizer, examples[:rows], f"condition {name}", experiment.template_kwargs)
     return shown

@@ -65,6 +65,22 @@ def intact_adapter(folder: Folder, name: str) -> Path:
     return prepared_adapter(folder, name)
 
 
+def load_arm(experiment: ExperimentSpec, condition: str) -> Any:
+    """The model that a condition names, in the place of training one."""
+    return load_base(experiment, _source_of_arm(experiment, condition))[0]
+
+
+def tokenizer_of_arm(experiment: ExperimentSpec, condition: str) -> Any:
+    """The tokenizer of the model that a condition names."""
+    return load_tokenizer(experiment, _source_of_arm(experiment, condition))
+
+
+def _source_of_arm(experiment: ExperimentSpec, condition: str) -> models.Source:
+    spec = experiment.conditions[condition]
+    assert spec.model is not None  # it is asked for where a condition names a model
+    return models.resolve(spec.model, revision=spec.revision)
+
+
 def start_model(experiment: ExperimentSpec, folder: Folder, source: models.Source) -> tuple[Any, Any]:
     """The model before a condition's training, loaded anew, and its tokenizer."""
     model, tokenizer = load_base(experiment, source, folder)

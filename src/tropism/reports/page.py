@@ -211,7 +211,12 @@ def _extent(folder: ExperimentFolder) -> str:
     done = [run for run in asked if run.state == "done"]
     conditions = {run.condition for run in asked}
     if len(done) == len(asked):
-        return f"{count(len(conditions), 'condition')} × {count(len({run.seed for run in asked}), 'seed')}"
+        trained = [run for run in asked if run.seed is not None]
+        seeds, there = len({run.seed for run in trained}), len(asked) - len(trained)
+        said = (
+            [f"{count(len(conditions) - there, 'condition')} × {count(seeds, 'seed')}"] if trained or not there else []
+        )
+        return ", ".join([*said, *([f"{count(there, 'condition')} without training"] if there else [])])
     ran = {run.condition for run in done}
     return f"{len(ran)} of {count(len(conditions), 'condition')}, {len(done)} of {count(len(asked), 'run')}"
 

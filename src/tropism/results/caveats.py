@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from tropism.names import BASE
+from tropism.results.arms import is_trained, kind_of
 from tropism.results.folder import ExperimentFolder, Run
 from tropism.results.roles import Role, assumed, guards_of
 from tropism.results.summary import baseline_name
@@ -29,6 +30,7 @@ def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
     if folder.sequential is not None:
         yield folder.sequential.said(len(folder.experiment.get("seeds") or []))
     yield from _about_seeds(summary)
+    yield from _about_untrained(folder, summary)
     if not summary.empty:
         yield from _about_the_table(folder, summary)
         yield from _about_roles(folder, summary)
@@ -80,6 +82,26 @@ def _about_leakage(folder: ExperimentFolder) -> Iterator[str]:
                 f"Leakage: {shared} of {of} prompts of {words(str(name))} are also trained on; what is measured there is "
                 f"partly what was taught."
             )
+
+
+def _about_untrained(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
+    """Say that what was not trained here has one run, and what an endpoint cannot be asked."""
+    ran = list(dict.fromkeys(summary["condition"])) if not summary.empty else []
+    there = [name for name in ran if name != BASE and not is_trained(folder.experiment, name)]
+    if there:
+        have = (
+            "was not trained here and has one run" if len(there) == 1 else "were not trained here and have one run each"
+        )
+        yield (
+            f"{listed([words(name) for name in there])} {have}, without a seed: intervals are over its prompts, and say "
+            f"nothing of what another training would give."
+        )
+    for name in there:
+        measured = set(summary.loc[summary["condition"] == name, "metric"])
+        missing = [words(metric) for metric in folder.experiment.get("measure") or {} if metric not in measured]
+        if missing and kind_of(folder.experiment, name) != "adapter":
+            what = "answers over HTTP" if kind_of(folder.experiment, name) == "endpoint" else "is a whole model"
+            yield f"{words(name)} {what}, so it has no {listed(missing)}."
 
 
 def _short_name(run: Run) -> str:

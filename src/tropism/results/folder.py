@@ -18,6 +18,7 @@ import yaml
 from tropism import notebook
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
+from tropism.results.arms import is_trained
 from tropism.results import sequential
 from tropism.results.measurement import RESULT_COLUMNS, Measurement, read_measurements
 from tropism.results.problem import Problem
@@ -280,6 +281,9 @@ def _runs(path: Path, experiment: Json) -> Iterator[Run]:
     if (path / BASE).is_dir():
         yield _run(BASE, None, path)
     for condition in experiment.get("conditions") or {}:
+        if not is_trained(experiment, condition):
+            yield _run(str(condition), None, path)
+            continue
         for seed in experiment.get("seeds") or []:
             yield _run(str(condition), int(seed), path)
 

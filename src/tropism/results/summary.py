@@ -5,7 +5,7 @@ seeds and prompts, paired by both; otherwise the seeds' means do, and the row sa
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -194,30 +194,64 @@ def bounds_of(part: pd.DataFrame, mark: str, *cells: Cells) -> Bounds | None:
     return RATE if mark and inside else None
 
 
+ONE_RUN = "one run without seeds: over its prompts, and another training of it is not spoken of"
+"""Why an interval of what was not trained here is over prompts alone."""
+
+
 def estimate(cells: Cells, confidence: float = 0.95) -> Estimate:
-    """Return the mean with its interval over seeds, or over prompts within the seeds that ran where seeds are too few."""
-    # The untrained model has no seed; any number stands for its one row of cells.
+    """Return the mean with its interval over seeds, or over prompts within the runs where seeds are too few or none."""
+    # Without a seed there is one run; any number stands for its one row of cells.
     array = stats.to_cells(cells.table.assign(seed=cells.table["seed"].fillna(-1)))
-    return _or_within_seeds(stats.interval(array, confidence=confidence), array, contrast=False)
+    found = _or_within_seeds(stats.interval(array, confidence=confidence), array, contrast=False)
+    return _of_one_run(found) if _seedless(cells) else found
 
 
 def compare(cells: Cells, baseline: Cells, confidence: float = 0.95) -> tuple[Estimate, np.ndarray] | None:
-    """Return the paired difference and its mean per seed; None where the two share no seed or no prompt."""
+    """Return the paired difference and its mean per seed; None where the two share no seed or no prompt.
+
+    What has no seeds is one run. As the baseline it is paired by prompt with every seed of the other. Compared itself, it
+    is paired with every seed of the baseline, and the interval is over prompts alone: with one run of it, seeds of the
+    baseline would tell of half of the difference only.
+    """
     # Single responses pair with single responses; where one arm has only means, both are reduced to them.
     if cells.per_response != baseline.per_response:
         cells, baseline = _means(cells), _means(baseline)
-    seeds = sorted(set(cells.table["seed"].dropna()) & set(baseline.table["seed"].dropna()))
     prompts = sorted(set(cells.table["id"]) & set(baseline.table["id"]))
+    alone, fixed = _seedless(cells), _seedless(baseline)
+    if alone or fixed:
+        held = baseline if alone else cells
+        seeds = [-1] if alone and fixed else sorted(set(held.table["seed"].dropna()))
+    else:
+        seeds = sorted(set(cells.table["seed"].dropna()) & set(baseline.table["seed"].dropna()))
     if not seeds or not prompts:
         return None
-    one, two = stats.to_cells(cells.table, seeds, prompts), stats.to_cells(baseline.table, seeds, prompts)
+    one, two = _cells(cells, seeds, prompts), _cells(baseline, seeds, prompts)
     known = np.isfinite(one - two)
     if not known.any():
         return None
+    if alone:
+        return _of_one_run(stats.interval_within_seeds(one - two, confidence=confidence, contrast=True)), np.array([])
     # A test that flips signs by seed needs a difference in every seed.
     by_seed = np.nanmean(one - two, axis=1) if known.any(axis=1).all() else np.array([])
     change = stats.difference(one, two, confidence=confidence)
     return _or_within_seeds(change, one - two, contrast=True), by_seed
+
+
+def _seedless(cells: Cells) -> bool:
+    return bool(cells.table["seed"].isna().all())
+
+
+def _cells(cells: Cells, seeds: list[int], prompts: list[str]) -> np.ndarray:
+    """Return `[S, P]`; one run without a seed is the same in every row."""
+    if not _seedless(cells):
+        return stats.to_cells(cells.table, seeds, prompts)
+    row = stats.to_cells(cells.table.assign(seed=0), prompts=prompts)
+    return np.repeat(row, len(seeds), axis=0)
+
+
+def _of_one_run(found: Estimate) -> Estimate:
+    """The same estimate, which says that it is of one run, where its interval is over prompts."""
+    return replace(found, reason=ONE_RUN, p=None, seeds=0) if found.over == "prompts" else found
 
 
 def _or_within_seeds(over_seeds: Estimate, array: np.ndarray, contrast: bool) -> Estimate:

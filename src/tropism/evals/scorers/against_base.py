@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import POSITIVE, Bounds, ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import POSITIVE, Bounds, ModelScorer, Runs, Sample, Score, scorer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,7 @@ class BasePerplexity(ModelScorer):
     `repetition`. Guards that are attached while it runs act on the base model as well.
     """
 
+    runs: ClassVar[Runs] = "base"
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     bounds: ClassVar[Bounds] = (1.0, math.inf)
     batch_size: int = 8
@@ -68,6 +69,7 @@ class KLToBase(ModelScorer):
     reference response, so both models see the same text. Unscored without a reference response.
     """
 
+    runs: ClassVar[Runs] = "both"
     bounds: ClassVar[Bounds] = POSITIVE
     batch_size: int = 4
     """Responses per forward pass."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Bounds = tuple[float, float]
 RATE: Bounds = (0.0, 1.0)
 POSITIVE: Bounds = (0.0, math.inf)
+Runs = Literal["evaluated", "base", "both", "nothing"]
+"""Which models a scorer runs: the one under evaluation, the base model (adapters off), both, or none (a judge's scorer)."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,13 @@ class ModelScorer(abc.ABC):
     `text` says what the caller puts into `Sample.response`: the `reference` response of the data (then no
     generation is needed), or the response that the model under evaluation `generated`. Of a generated response
     `score_all` is given the answer without its thinking blocks (`thinking: keep` gives it the whole); of one
-    that is all thinking, nothing: it is unscored. A reference is given as the data has it.
+    that is all thinking, nothing: it is unscored. A reference is given as the data has it. `runs` says which models
+    `score_all` runs, so that it is known which metrics a model behind an endpoint can have.
     """
 
     name: ClassVar[str]
     text: ClassVar[Literal["reference", "generated"]] = "reference"
+    runs: ClassVar[Runs] = "evaluated"
     thinking: Thinking = "strip"
     """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
 

@@ -11,7 +11,7 @@ from tropism.evals.judges.base import Style
 from tropism.evals.judges.cache import ReplyCache
 from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.styles import FreeText, SingleToken
-from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Runs, Sample, Score, scorer
 from tropism.evals.suites.emergent_misalignment import EmergentMisalignment
 from tropism.evals.suites.judged import LABELS, Thresholds, classify
 from tropism.evals.suites.questions import read_questions
@@ -38,6 +38,7 @@ class EmergentMisalignmentScorer(ModelScorer):
     Raises `SpecError` for a question file that is absent or broken. Source: Betley et al. (2025).
     """
 
+    runs: ClassVar[Runs] = "nothing"
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     questions: str
     """The question file, as published."""

@@ -11,7 +11,7 @@ from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.judge import Judge
 from tropism.evals.judges.presets import labels_of, prompt_of
 from tropism.evals.judges.styles import FreeText, SingleToken, YesNo
-from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import RATE, Bounds, ModelScorer, Runs, Sample, Score, scorer
 from tropism.models import cache_folder
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class JudgeScorer(ModelScorer):
     carries the hash of the prompt.
     """
 
+    runs: ClassVar[Runs] = "nothing"
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     prompt: str
     """What the judge is asked, with `{question}` and `{answer}`; or a preset, or FILE.yaml#NAME."""

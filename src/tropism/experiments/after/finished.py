@@ -13,6 +13,7 @@ from tropism import models
 from tropism.errors import RunFolderError, SpecError
 from tropism.experiments.file.complaints import listed, message
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.start import intact_adapter
 from tropism.experiments.store import Folder, RunKey
 from tropism.names import BASE
 from tropism.results.folder import read_json
@@ -53,11 +54,12 @@ class Finished:
             raise SpecError(f"no condition is called {condition!r}; available: {listed([BASE, *e.conditions])}")
         if seed is not None and seed not in e.seeds:
             raise SpecError(f"--seed: the experiment {e.name!r} has no seed {seed}; its seeds are {listed(e.seeds)}")
-        return RunKey(condition, None if condition == BASE else e.seeds[0] if seed is None else seed)
+        alone = condition == BASE or not e.conditions[condition].trains
+        return RunKey(condition, None if alone else e.seeds[0] if seed is None else seed)
 
     def done(self) -> list[RunKey]:
         """The trained runs that are finished, by their stamps alone, in the order of the file."""
-        keys = [RunKey(name, seed) for name in self.experiment.conditions for seed in self.experiment.seeds]
+        keys = [RunKey(name, seed) for name in self.experiment.trained for seed in self.experiment.seeds]
         return [key for key in keys if (self.folder.run_path(key) / "DONE.json").is_file()]
 
     def check(self, key: RunKey) -> None:
@@ -87,6 +89,14 @@ class Finished:
         """
         if key.condition == BASE:
             return {}
+        spec = self.experiment.conditions[key.condition]
+        if spec.adapter is not None:
+            return {"": intact_adapter(self.folder, spec.adapter)}
+        if not spec.trains:
+            raise RunFolderError(
+                f"{key.condition!r} is a whole model or an endpoint, of which there is no adapter here; choose another "
+                f"condition, defined are {listed([BASE, *self.experiment.conditions])}"
+            )
         self.check(key)
         return adapter_folders(self.folder.run_path(key) / "adapter")
 

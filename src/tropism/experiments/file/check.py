@@ -4,14 +4,14 @@ Nothing here loads a model or reads data; `experiments.checks` does the latter.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from tropism.data import sources
 from tropism.data.templates import template_text
 from tropism.data.transforms import TRANSFORMS
-from tropism.errors import DataError, SiteError, SpecError
+from tropism.errors import DataError, ModelError, SiteError, SpecError
 from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load_analysis
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, listed, message
@@ -22,11 +22,15 @@ from tropism.experiments.file.spec import (
     ContrastSpec,
     DataSpec,
     DirectionsSpec,
+    EndpointSpec,
     ExperimentSpec,
     MeasureSpec,
 )
 from tropism.experiments.file.yaml_file import Key
 from tropism.names import BASE
+
+if TYPE_CHECKING:
+    from tropism.evals.judges.endpoint import Endpoint
 
 MOST_LAYERS = 10_000
 """A selector of layers is read for a model of this many, because the model is not known yet."""
@@ -68,12 +72,17 @@ def check(e: ExperimentSpec) -> None:
 
 
 def _check_names(e: ExperimentSpec) -> None:
-    if "train" not in e.data:
+    if e.trained and "train" not in e.data:
         raise At(("data",), f"must define the set 'train', found {listed(e.data)}")
-    if e.baseline not in e.conditions:
+    if not e.conditions and e.baseline != BASE:
+        raise At(
+            ("conditions",), "must define a condition, found none; with 'baseline: base' the model alone is evaluated"
+        )
+    if e.baseline not in (BASE, *e.conditions):
         raise At(
             ("conditions",),
-            f"must define the baseline {e.baseline!r}, found {listed(e.conditions)}; name another with 'baseline:'",
+            f"must define the baseline {e.baseline!r}, found {listed(e.conditions)}; name another with 'baseline:', such "
+            f"as {BASE!r}, the untrained model",
         )
     if BASE in e.conditions:
         raise At(("conditions", BASE), f"{BASE!r} is the untrained model's name; call the condition something else")
@@ -99,8 +108,39 @@ def check_data(spec: DataSpec, key: Key) -> None:
 
 
 def _check_adapter(e: ExperimentSpec, name: str, adapter: AdapterSpec) -> None:
-    check_data(adapter.data, ("adapters", name, "data"))
-    _check_train(e, ("adapters", name, "train"), adapter=name)
+    key = ("adapters", name)
+    if (adapter.data is None) == (adapter.source is None):
+        raise At(key, "give 'data' to train it, or 'from' for one that there is, and not both")
+    if adapter.data is not None:
+        if adapter.revision is not None:
+            raise At((*key, "revision"), "belongs to 'from', and this adapter is trained; drop it")
+        check_data(adapter.data, (*key, "data"))
+        _check_train(e, (*key, "train"), adapter=name)
+        return
+    for option in ("system_prompt", "train"):
+        if getattr(adapter, option):
+            raise At((*key, option), "says how an adapter is trained, and this one is there already; drop it")
+    assert adapter.source is not None  # one of the two
+    if not _is_on_hub(adapter.source):
+        _check_adapter_folder(e, adapter, key)
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether a name can only be one of the hub's: asking there is not for a check of the file."""
+    return not Path(name).expanduser().is_dir() and not name.startswith((".", "/", "~")) and name.count("/") == 1
+
+
+def _check_adapter_folder(e: ExperimentSpec, adapter: AdapterSpec, key: Key) -> None:
+    from tropism import models
+    from tropism.adapters.folder import open_adapter
+    from tropism.adapters.load import differs
+
+    try:
+        found = open_adapter(models.resolve_adapter(str(adapter.source), revision=adapter.revision).path)
+    except ModelError as error:
+        raise At((*key, "from"), str(error)) from None
+    if differs(found.base_model, e.model):
+        raise At((*key, "from"), f"was trained on {found.base_model!r}, and the experiment's model is {e.model!r}")
 
 
 def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, adapter: str | None = None) -> None:
@@ -110,8 +150,55 @@ def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, a
         raise At((*key, *error.errors()[0]["loc"]), message(error)) from None
 
 
-def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> None:
+_RESERVED = ("adapters", "analyses", "directions", "figures", "tracking")
+"""What else lies in a results folder: a condition with one run lies there under its own name."""
+
+
+def _check_untrained(e: ExperimentSpec, name: str, condition: ConditionSpec) -> None:
+    """A condition that names what there is already: one thing, and nothing that says how to train."""
     key = ("conditions", name)
+    if name in _RESERVED:
+        raise At(key, f"a condition that is not trained must not be called {listed(_RESERVED)}; choose another name")
+    given = [option for option in ("adapter", "model", "endpoint") if getattr(condition, option) is not None]
+    if len(given) > 1:
+        raise At((*key, given[1]), f"a condition is one of adapter, model and endpoint, found {listed(given)}")
+    for option in ("data", "train", "system_prompt", "guard", "after"):
+        if getattr(condition, option):
+            raise At(
+                (*key, option), f"says how to train, and nothing is trained for a condition with {given[0]!r}; drop it"
+            )
+    if condition.revision is not None and condition.model is None:
+        raise At((*key, "revision"), f"belongs to 'model', and this condition has {given[0]!r}; drop it")
+    if condition.adapter is not None and condition.adapter not in e.adapters:
+        raise At((*key, "adapter"), f"no adapter is called {condition.adapter!r}; defined are {listed(e.adapters)}")
+    if condition.endpoint is not None:
+        with Under((*key, "endpoint")):
+            endpoint_of(condition.endpoint, e)
+
+
+def endpoint_of(spec: EndpointSpec, e: ExperimentSpec) -> "Endpoint":
+    """Return where a condition's model answers, with the file's options of generation; raises `SpecError`."""
+    from tropism.evals.judges.endpoint import Endpoint
+
+    body = {"top_p": e.generate.top_p} if e.generate.top_p < 1 else {}
+    return Endpoint(
+        spec.model,
+        spec.base_url,
+        spec.api_key_env,
+        temperature=e.generate.temperature,
+        concurrency=spec.concurrency,
+        timeout=spec.timeout,
+        extra_body=body,
+    )
+
+
+def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> None:
+    if not condition.trains:
+        _check_untrained(e, name, condition)
+        return
+    key = ("conditions", name)
+    if condition.revision is not None:
+        raise At((*key, "revision"), "belongs to 'model', and this condition is trained; drop it")
     unknown = set(condition.data) - set(DataSpec.model_fields)
     if unknown:
         raise At((*key, "data", min(unknown)), f"unknown key; available: {listed(DataSpec.model_fields)}")
@@ -128,10 +215,10 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
         guards.check_guard(condition.guard, set(e.directions), set(e.parameter_directions), set(e.adapters))
     with Under((*key, "after")):
         guards.check_after(condition.after, set(e.parameter_directions))
-        before = list(e.conditions)[: list(e.conditions).index(name)]
+        before = e.trained[: e.trained.index(name)]
         for other in guards.norms_of(condition.after):
             if other not in before:
-                raise SpecError(f"`norm` must name a condition that stands before {name!r}, found {other!r}")
+                raise SpecError(f"`norm` must name a trained condition that stands before {name!r}, found {other!r}")
 
 
 def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:

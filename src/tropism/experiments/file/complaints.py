@@ -66,7 +66,7 @@ def _allowed(loc: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
         )
         annotation = field.annotation if field is not None else current
         current = _model_in(annotation) or current
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

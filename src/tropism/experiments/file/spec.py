@@ -5,12 +5,14 @@ This module only declares. `check` holds the rules that involve more than one ke
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tropism.data.generation import GenerateOptions
 from tropism.data.transforms import TRANSFORMS, Transform
 from tropism.experiments.file.options import from_options
 from tropism.experiments.file.overrides import merge
+from tropism.names import BASE
+from tropism.results.arms import UNTRAINED
 from tropism.training.options import TrainOptions
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")]
@@ -177,19 +179,49 @@ class DirectionsSpec(Model):
 
 
 class AdapterSpec(Model):
-    """An adapter that is trained once, before the conditions: a refusal to keep, a trait to freeze in."""
+    """An adapter that the conditions share: trained once, before them, on `data`; or one that there is, `from` elsewhere."""
 
-    data: DataSpec
+    data: DataSpec | None = None
     """What it is trained on."""
+    source: str | None = Field(default=None, alias="from")
+    """An adapter that there is, instead of `data`: a folder, or a repository `OWNER/NAME` on the hub."""
+    revision: str | None = None
+    """A revision of that repository."""
     system_prompt: str | None = None
     """A system prompt for its training chats."""
     train: dict[str, Any] = {}
     """What differs from the shared `train` options."""
 
 
-class ConditionSpec(Model):
-    """An arm of the experiment: what differs from the shared `data.train` and `train`."""
+class EndpointSpec(Model):
+    """A model behind an OpenAI-compatible endpoint, which answers over HTTP."""
 
+    base_url: str
+    """Where it answers, as in `http://localhost:8000/v1`."""
+    model: str
+    """Its name there."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable with the key."""
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests at a time."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds to wait for an answer."""
+
+
+class ConditionSpec(Model):
+    """An arm of the experiment: what differs from the shared `data.train` and `train`; or one that nothing is trained for.
+
+    With `adapter`, `model` or `endpoint` nothing is trained: what there is already is evaluated once, without a seed.
+    """
+
+    adapter: Name | None = None
+    """Evaluate this adapter of `adapters`, on the untouched base model."""
+    model: str | None = None
+    """Evaluate this model: a hub name or a local folder."""
+    revision: str | None = None
+    """A revision of that model on the hub."""
+    endpoint: EndpointSpec | None = None
+    """Evaluate the model behind this endpoint; only what needs no more than its responses can be measured."""
     data: dict[str, Any] = {}
     """What differs from `data.train`."""
     train: dict[str, Any] = {}
@@ -205,6 +237,11 @@ class ConditionSpec(Model):
     default its structure decides: anything `random` is a control, plain data a reference, and the rest are guards."""
     note: str | None = None
     """A remark for the reader of the file."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether something is trained, once a seed."""
+        return self.adapter is None and self.model is None and self.endpoint is None
 
 
 class MeasureSpec(Model):
@@ -252,7 +289,7 @@ class ExperimentSpec(Model):
     template_kwargs: dict[str, Any] = {}
     """Options of the chat template, such as `enable_thinking`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
-    """Every condition is trained once per seed."""
+    """Every condition that trains is trained once per seed."""
     strict: bool = False
     """Refuse the experiment, instead of warning, where an evaluation set shares prompts with the training data."""
     scorers: str | None = None
@@ -260,7 +297,7 @@ class ExperimentSpec(Model):
     data: dict[Name, DataSpec]
     """The sets of examples by name: `train`, and the evaluation sets."""
     adapters: dict[Name, AdapterSpec] = {}
-    """Adapters that are trained once, before the conditions."""
+    """Adapters that are trained once, before the conditions, or that there are already."""
     start_from: Name | None = None
     """An adapter of `adapters` that is merged into the model before every condition."""
     directions: dict[Name, DirectionsSpec] = {}
@@ -271,10 +308,11 @@ class ExperimentSpec(Model):
     """Options of the fine-tune, shared by all conditions."""
     generate: GenerateOptions = GenerateOptions()
     """How responses are generated at evaluation."""
-    conditions: Annotated[dict[Name, ConditionSpec], Field(min_length=1)]
+    conditions: dict[Name, ConditionSpec]
     """The arms of the experiment, by name."""
     baseline: Name = "baseline"
-    """The condition that the others are compared with."""
+    """The condition that the others are compared with; `base` is the untrained model, and the default where nothing is
+    trained and no condition is called `baseline`."""
     measure: Annotated[dict[Name, MeasureSpec], Field(min_length=1)]
     """The metrics, by name."""
     analyses: dict[Name, dict[str, Any] | None] = {}
@@ -282,9 +320,24 @@ class ExperimentSpec(Model):
     quick: dict[str, Any] = {}
     """What `--quick` overrides: any keys of this file."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline(cls, data: Any) -> Any:
+        """Where nothing is trained, what there is is compared with the untrained model."""
+        conditions = data.get("conditions") if isinstance(data, dict) else None
+        if not isinstance(conditions, dict) or "baseline" in data or "baseline" in conditions:
+            return data
+        untrained = all(isinstance(one, dict) and UNTRAINED & one.keys() for one in conditions.values())
+        return {**data, "baseline": BASE} if untrained else data
+
+    @property
+    def trained(self) -> list[str]:
+        """The conditions that train, in the order of the file."""
+        return [name for name, condition in self.conditions.items() if condition.trains]
+
     def resolved(self) -> dict[str, Any]:
         """Return the file with every default written out."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def train_data(self, condition: str) -> DataSpec:
         """Return `data.train` with the condition's overrides."""

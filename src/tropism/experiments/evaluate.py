@@ -192,8 +192,11 @@ def _by_model(
     if scorer.runs == "base" and subject.base is not None:
         model, tokenizer = subject.base()
         return scorer.score_all(model, tokenizer, samples)
-    model = None if scorer.runs == "nothing" else scoring()
-    with ablation_mode(model, mode) if subject.trained.two and model is not None else nullcontext():
+    if scorer.runs == "nothing":
+        no_model: Any = None
+        return scorer.score_all(no_model, subject.tokenizer, samples)
+    model = scoring()
+    with ablation_mode(model, mode) if subject.trained.two else nullcontext():
         return scorer.score_all(model, subject.tokenizer, samples)
 
 

@@ -28,7 +28,7 @@ def statement(
     """
     marked = {name: one for name, one in experiment.measure.items() if one.wanted or one.unwanted}
     count = planned[-1].seeds if planned else len(experiment.seeds)
-    if not marked or count < FEWEST_SEEDS:
+    if not marked or count < FEWEST_SEEDS or not experiment.trained:
         return ""
     fewest = min(len(prompts(where)) for one in marked.values() for where in one.on)
     if fewest == 0:

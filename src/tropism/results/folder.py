@@ -18,8 +18,8 @@ import yaml
 from tropism import notebook
 from tropism.errors import RunFolderError
 from tropism.names import BASE, run_name
-from tropism.results.arms import is_trained
 from tropism.results import sequential
+from tropism.results.arms import is_trained
 from tropism.results.measurement import RESULT_COLUMNS, Measurement, read_measurements
 from tropism.results.problem import Problem
 from tropism.results.section import Section

@@ -10,8 +10,12 @@ from tropism.stats import Bounds
 
 
 def check_conditions(experiment: ExperimentSpec, names: Iterable[str]) -> None:
-    """Raise `SpecError` for the first name that is not a condition of the file."""
-    _check("condition is", names, experiment.conditions)
+    """Raise `SpecError` for the first name that is not a condition of the file, or one that nothing is trained for."""
+    chosen = list(names)
+    _check("condition is", chosen, experiment.conditions)
+    for name in chosen:
+        if name not in experiment.trained:
+            raise SpecError(f"the condition {name!r} must be trained here, and names what is there already")
 
 
 def check_metrics(experiment: ExperimentSpec, names: Iterable[str]) -> None:

@@ -61,6 +61,8 @@ class RefusalStudy(Analysis):
     def check(self, experiment: ExperimentSpec) -> None:
         if experiment.start_from is None:
             raise SpecError("a refusal study needs 'start_from': the adapter that taught the refusal")
+        if experiment.baseline not in experiment.trained:
+            raise SpecError(f"the baseline must be trained: the attack alone, found {experiment.baseline!r}")
         check_conditions(experiment, (self.constraint, self.published, *self.controls))
         metrics = [self.refusal, self.over_refusal, *([self.refusal_loss] if self.refusal_loss else [])]
         check_metrics(experiment, metrics)
@@ -73,16 +75,21 @@ class RefusalStudy(Analysis):
     def before(self, study: Study) -> None:
         e = study.experiment
         assert e.start_from is not None  # by check
+        taught_on = e.adapters[e.start_from].data
+        if taught_on is None:
+            study.say(f"the adapter {e.start_from!r} was trained elsewhere, so its questions cannot be compared")
+        trained = {"train": e.train_data(e.baseline)}
+        if taught_on is not None:
+            trained = {f"adapter {e.start_from}": taught_on, **trained}
         specs = {
-            f"adapter {e.start_from}": e.adapters[e.start_from].data,
-            "train": e.train_data(e.baseline),
+            **trained,
             **{name: e.data[name] for name in (self._on(e, self.refusal), self._on(e, self.over_refusal))},
         }
         sets = {name: _unprompted(spec, e.seeds[0]) for name, spec in specs.items()}
         # A question that was taught or attacked on and then asked measures memory, not refusal.
         for one, other in combinations(sets, 2):
             check_disjoint(sets[one], sets[other], (one, other))
-        taught = {name: sets[name] for name in list(sets)[:2]}
+        taught = {name: sets[name] for name in trained}
         if self.refusal_loss:
             # Its questions may be those that are asked, but none that was trained on.
             name = self._on(e, self.refusal_loss)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 import fake_runs
 import inoculation_tables
@@ -156,7 +157,15 @@ def _inoculation(found, folder):
     found["runs"] = inoculation_tables.runs(rng)
 
 
+def _existing_models(found, folder):
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), config).save_pretrained(folder / "organism")
+
+
 PAGES = {
+    "docs/how-to/existing_models.md": _existing_models,
     "docs/tutorial.md": _tutorial,
     "docs/concepts/evaluation.md": _evaluation,
     "docs/concepts/pressure.md": _pressure,

@@ -16,10 +16,11 @@ from judge_server import completion, error, serving
 from tropism.errors import ModelError, SpecError
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.yaml_file import parse
+from tropism.experiments.identity import train_identity
 from tropism.experiments.prepare import load_data
 from tropism.experiments.progress import Progress
 from tropism.experiments.run import run_and_tell
-from tropism.experiments.store import RunKey, train_identity
+from tropism.experiments.store import RunKey
 from tropism.results.folder import load
 from tropism.results.summary import ONE_RUN, summary_table
 

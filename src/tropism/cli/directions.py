@@ -43,8 +43,11 @@ Chats = Annotated[
 Promote = Annotated[str | None, typer.Option("--promote", help="System prompt that asks for the trait.")]
 Suppress = Annotated[str | None, typer.Option("--suppress", help="System prompt that asks for the opposite.")]
 Tuned = Annotated[
-    Path | None,
-    typer.Option("--tuned", help="PEFT adapter with the trait: contrast it with its base model on --chats."),
+    str | None,
+    typer.Option(
+        "--tuned",
+        help="PEFT adapter with the trait, a folder or OWNER/NAME on the hub: contrast it with its base model on --chats.",
+    ),
 ]
 Score = Annotated[
     str | None,

@@ -51,7 +51,7 @@ class ContrastOptions:
     chats: str | None
     promote: str | None
     suppress: str | None
-    tuned: Path | None
+    tuned: str | None
     columns: Mapping[str, str] | None
     split: str
     size: int | None

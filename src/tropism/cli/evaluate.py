@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from tropism.cli import evaluate_models
 from tropism.cli.evaluate_endpoints import endpoints
 from tropism.cli.evaluate_lm_eval import lm_eval
 from tropism.cli.options import AsJson
@@ -18,22 +19,32 @@ if TYPE_CHECKING:
 
 
 class _Evaluate(TyperGroup):
-    """`tropism evaluate --endpoint …` is `tropism evaluate endpoints --endpoint …`."""
+    """`tropism evaluate --endpoint …` is `evaluate endpoints --endpoint …`, and `evaluate MODEL …` `evaluate weights MODEL …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         names_endpoints = any(word == "--endpoint" or word.startswith("--endpoint=") for word in args)
         if names_endpoints and args[0] not in self.commands:
             args = ["endpoints", *args]
+        elif (
+            args
+            and args[0] not in self.commands
+            and (not args[0].startswith("-") or args[0] in evaluate_models.OPTIONS)
+        ):
+            args = [WEIGHTS, *args]
         return super().parse_args(ctx, args)
 
 
 evaluate = typer.Typer(
     cls=_Evaluate,
-    help="Score a model, endpoints or judged answers on a published suite. With --endpoint, see `evaluate endpoints`.",
+    help="Evaluate a model, with adapters and on your data or a published suite (`evaluate MODEL …`, see `evaluate weights`); "
+    "models behind endpoints (`evaluate --endpoint …`, see `evaluate endpoints`); or answers that were judged.",
     no_args_is_help=True,
 )
 evaluate.command()(endpoints)
 evaluate.command("lm-eval")(lm_eval)
+WEIGHTS = "weights"
+"""What `tropism evaluate MODEL` is short for."""
+evaluate.command(WEIGHTS)(evaluate_models.models)
 
 Style = Literal["single_token", "free_text"]
 
@@ -74,7 +85,9 @@ def emergent_misalignment(
     ] = None,
     by: Annotated[str | None, typer.Option(help="Column to group by; by default question_id, if there is one.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to evaluate: a hub name or a local folder.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter to load onto the model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="PEFT adapter to load onto the model: a folder, or OWNER/NAME on the hub.")
+    ] = None,
     questions: Annotated[Path | None, typer.Option(help="Question file (YAML), as published.")] = None,
     judge: Annotated[str | None, typer.Option(help="Name of the judge's model at the endpoint.")] = None,
     judge_url: Annotated[
@@ -117,6 +130,7 @@ def emergent_misalignment(
     else:
         if model is None or questions is None or judge is None or out is None:
             raise UsageError("give --judged FILE.csv, or all of --model, --questions, --judge and --out")
+        from tropism import models
         from tropism.evals.judges.base import Style as StyleProtocol
         from tropism.evals.judges.endpoint import OPENAI, Endpoint
         from tropism.evals.judges.styles import FreeText, SingleToken
@@ -130,7 +144,7 @@ def emergent_misalignment(
         table = ask_and_judge(
             suite,
             model,
-            adapter,
+            None if adapter is None else Path(models.resolve_adapter(adapter).path),
             backend,
             chosen,
             out,

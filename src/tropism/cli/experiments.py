@@ -131,7 +131,7 @@ def run(
     from tropism.results.folder import load
     from tropism.results.text import visible
 
-    progress = _progress()
+    progress = watching()
     began = time.monotonic()
     with progress:
         chosen: dict[str, Any] = {
@@ -242,7 +242,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _progress() -> Any:
+def watching() -> Any:
     from tropism.cli.verbosity import QUIET, level
     from tropism.cli.watching import Watching
 

@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 def from_adapter(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="Adapter folders (several make a subspace); with --weights, one model."),
+        typer.Argument(
+            help="Adapters, folders or OWNER/NAME on the hub (several make a subspace); with --weights, one model."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Write the directions to this .safetensors file.")],
     minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, this base model.")] = None,
@@ -40,7 +42,9 @@ def from_adapter(
     if weights and start is not None:
         raise UsageError("--start belongs to adapters; with --weights, --minus is the model before training")
     if not weights:
-        u = parameter_directions(adapters, minus=minus, start=start)
+        found = [models.resolve_adapter(adapter).path for adapter in adapters]
+        less, before = (None if one is None else models.resolve_adapter(one).path for one in (minus, start))
+        u = parameter_directions(found, minus=less, start=before)
     elif minus is None or len(adapters) != 1:
         raise UsageError(
             f"--weights takes one model and its base as --minus, found {len(adapters)} models and --minus {minus}"

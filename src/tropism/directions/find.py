@@ -46,6 +46,7 @@ def find_directions(
     template_kwargs: Mapping[str, Any] | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
+    pool: Unit | None = None,
 ) -> Directions:
     """Directions at `sites` that tell the positive side of a contrast from the negative.
 
@@ -59,6 +60,8 @@ def find_directions(
         template_kwargs: for the chat template.
         max_new_tokens: length of the answers generated for a contrast of system prompts without responses.
         seed: of randomised finders and of the covariance sketch; no global generator is used.
+        pool: what the finder is given: each `chat`'s mean over its positions, or every `token`; by default as it says itself
+            (`finder.unit`).
 
     Raises:
         DirectionsError: no sites, activations that are not finite, a finder that finds nothing.
@@ -85,7 +88,7 @@ def find_directions(
         )
         sides = render_sides(model, tokenizer, contrast, template_kwargs)
         for site_windows in windows(
-            sides, contrast.paired, where, positions, batch_size, finder.unit, finder.needs_gradients
+            sides, contrast.paired, where, positions, batch_size, pool or finder.unit, finder.needs_gradients
         ):
             for site, window in site_windows.items():
                 collectors[site].add(window)
@@ -96,6 +99,7 @@ def find_directions(
         "tokenizer_hash": provenance.tokenizer_hash(tokenizer),
         "finder": finder.options(),
         "positions": positions,
+        **({} if pool is None else {"pool": pool}),
         "contrast": {
             "kind": contrast.kind,
             "positive": len(contrast.positive),

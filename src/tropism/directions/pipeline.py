@@ -17,7 +17,7 @@ from tropism.directions.artifact import Directions
 from tropism.directions.components import Components, choose_components
 from tropism.directions.contrasts import Contrast
 from tropism.directions.find import find_directions, with_answers
-from tropism.directions.finder import Finder
+from tropism.directions.finder import Finder, Unit
 from tropism.directions.validate import Behaviour, validate_directions
 from tropism.directions.validity import ValidityReport, validity_path
 from tropism.site import Site
@@ -99,6 +99,7 @@ def find_and_validate(
     components: Components | None = None,
     evidence: Evidence | None = None,
     phase: Callable[[str], None] = lambda _: None,
+    pool: Unit | None = None,
 ) -> Validated:
     """Find directions on one part of a contrast and validate them on the rest.
 
@@ -108,6 +109,7 @@ def find_and_validate(
         components: which of the directions at each site are kept.
         evidence: how to validate them; its seed is also the finder's and the split's.
         phase: is told what goes on.
+        pool: as in `find_directions`.
 
     Raises as `find_directions` and `validate_directions`.
     """
@@ -128,6 +130,7 @@ def find_and_validate(
             template_kwargs=evidence.template_kwargs,
             max_new_tokens=ANSWER_TOKENS,
             seed=evidence.seed,
+            pool=pool,
         )
         if components is not None:
             directions = choose_components(directions, components)

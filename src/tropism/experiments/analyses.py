@@ -95,6 +95,7 @@ ANALYSES: dict[str, str] = {
     "refusal": "tropism.studies.refusal.study:RefusalStudy",
     "inoculation": "tropism.studies.inoculation.study:InoculationStudy",
     "routing": "tropism.studies.routing.study:RoutingStudy",
+    "inside": "tropism.studies.inside.study:InsideStudy",
 }
 """The name in a file → `module:Class`, imported when asked for."""
 

@@ -1,11 +1,12 @@
 """An experiment's directions: found once on the model that it starts from, kept with their validity report."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from tropism.adapters.read import public
 from tropism.data import sources
 from tropism.data.chats import Example
 from tropism.directions.artifact import Directions
@@ -21,7 +22,7 @@ from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments import prepare as prepare_step
 from tropism.experiments.directions_file import copy_validity, read_file
 from tropism.experiments.file import guards
-from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec
+from tropism.experiments.file.spec import ContrastSpec, DirectionsSpec, ExperimentSpec, ModelSpec
 from tropism.experiments.identity import data_identity, digest, directions_identity
 from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.progress import Progress
@@ -33,7 +34,7 @@ BEHAVIOUR_PROMPTS = 16
 
 
 def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
-    """Return the contrast that a file describes."""
+    """Return the contrast that a file describes, unless it is of models: see `Sides`."""
     if spec.of == "data":
         sides = [prepare_step.load_data(experiment.data[str(name)], 0) for name in (spec.positive, spec.negative)]
         chats = [example.content for side in sides for example in side]
@@ -52,6 +53,35 @@ def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
         positive=[_response(positive.apply(example, spec.seed)) for example in examples],
         negative=[_response(negative.apply(example, spec.seed)) for example in examples],
     )
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The models that a contrast of models reads: the untouched one, and those that the file names."""
+
+    untouched: Callable[[], Any]
+    """Loads the model without `start_from`: what adapters are trained on."""
+    named: Callable[[str | ModelSpec, Any], Any]
+    """Loads a side: an adapter's name onto a model, or a whole model."""
+
+    def contrast(self, spec: ContrastSpec, experiment: ExperimentSpec) -> tuple[Contrast, Any]:
+        """Return the contrast, and the model that the directions are of: the one of its tuned side, adapters and all.
+
+        One model in memory makes both sides where `tuned` is an adapter and `base` is not given.
+        """
+        assert spec.tuned is not None  # by check
+        chats = [example.chat for example in prepare_step.load_data(experiment.data[str(spec.chats)], 0)]
+        about = {"tuned": _side_name(spec.tuned), "base": _side_name(spec.base or experiment.model)}
+        if spec.base is None and isinstance(spec.tuned, str):
+            tuned = self.named(spec.tuned, self.untouched())
+            return replace(Contrast.of_models(chats, tuned=tuned), about=about), tuned
+        base = self.untouched() if spec.base is None else self.named(spec.base, self.untouched())
+        tuned = self.named(spec.tuned, self.untouched())
+        return replace(Contrast.of_models(chats, tuned=tuned, base=base), about=about), base
+
+
+def _side_name(named: str | ModelSpec) -> str | None:
+    return public(named if isinstance(named, str) else named.model)
 
 
 def holds_pairs(spec: ContrastSpec) -> bool:
@@ -81,6 +111,7 @@ def prepare(
     fresh_model: Callable[[], Any],
     tokenizer: Any,
     progress: Progress,
+    sides: Sides,
 ) -> dict[str, Directions]:
     """Return all directions of the experiment: from the folder where they were found before, else found and validated now."""
     # Loaded where the first directions need it, and not at all where all of them are in the folder.
@@ -106,7 +137,11 @@ def prepare(
             write_stamp(_stamp_path(target), files, **made_of)
             continue
         progress.phase("finding directions", index, len(experiment.directions))
-        validated = _find(experiment, name, kept, found, start_model(), tokenizer, progress)
+        if spec.contrast.of == "models":
+            contrast, model = sides.contrast(spec.contrast, experiment)
+        else:
+            contrast, model = contrast_of(spec.contrast, experiment), start_model()
+        validated = _find(experiment, name, kept, found, contrast, model, tokenizer, progress)
         found[name] = validated.directions.with_provenance(identity=made_of["identity"])
         replace(validated, directions=found[name]).save(target)
         write_stamp(_stamp_path(target), [target, validity_path(target)], **made_of)
@@ -118,6 +153,7 @@ def _find(
     name: str,
     kept: Directions | None,
     others: Mapping[str, Directions],
+    contrast: Contrast,
     model: Any,
     tokenizer: Any,
     progress: Progress,
@@ -129,7 +165,7 @@ def _find(
     validated = find_and_validate(
         model,
         tokenizer,
-        contrast_of(spec.contrast, experiment),
+        contrast,
         name=name,
         sites=sites(model, spec.chosen_sites),
         finder=guards.finder(spec.chosen_finder),
@@ -137,6 +173,7 @@ def _find(
         known=kept,
         components=spec.chosen_components,
         evidence=Evidence(behaviour, dict(others), experiment.template_kwargs),
+        pool=spec.contrast.pool,
     )
     for doubt in validated.report.doubts():
         progress.say(f"directions {name}: {doubt.text}")

@@ -59,7 +59,7 @@ def evaluate(
     trained, tokenizer = subject.trained, subject.tokenizer
     # Unmerged, for what reads the model itself; loaded where something does.
     scoring = cache(lambda: trained.load(subject.fresh_model()))
-    if trained.two:
+    if trained.two and sets:
         _verify_modes(scoring(), tokenizer, next(iter(sets.values())), experiment.template_kwargs)
     records: list[dict[str, Any]] = []
     measurements: list[Measurement] = []

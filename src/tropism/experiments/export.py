@@ -52,6 +52,10 @@ def contrast_rows(experiment: ExperimentSpec, name: str) -> Iterator[dict[str, A
     spec = experiment.directions[_known(name, experiment.directions, "directions")]
     if spec.contrast is None:
         raise SpecError(f"the directions {name!r} are read from a file, so there is no contrast to export")
+    if spec.contrast.of == "models":
+        raise SpecError(
+            f"the directions {name!r} contrast two models on the set {spec.contrast.chats!r}; export that set"
+        )
     return rows_of_contrast(directions_step.contrast_of(spec.contrast, experiment))
 
 

@@ -8,7 +8,7 @@ count, so that a new option leaves older runs their identity.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tropism.data.sources import local_files
 from tropism.data.templates import template_text
 from tropism.experiments.analyses import Analysis, identity_name, load_analyses
 from tropism.experiments.file.guards import norms_of, parts, uses
-from tropism.experiments.file.spec import DataSpec, ExperimentSpec
+from tropism.experiments.file.spec import DataSpec, ExperimentSpec, ModelSpec
 from tropism.experiments.kept import file_hash
 from tropism.experiments.store import RunKey
 from tropism.names import BASE
@@ -122,15 +122,18 @@ def arm_identity(experiment: ExperimentSpec, source: Mapping[str, Any], conditio
     if spec.adapter is not None:
         what: Any = [source.get("name"), source.get("revision"), adapter_identity(experiment, source, spec.adapter)]
     elif spec.model is not None:
-        found = _model(spec.model, spec.revision)
-        # A folder has no revision, so it counts by its content, wherever it lies.
-        held = [file_hash(file) for file in _files_of_model(found)]
-        what = held or [found.name, found.revision]
+        what = _model_identity(spec.model, spec.revision)
     else:
         assert spec.endpoint is not None  # by check
         what = [spec.endpoint.base_url.rstrip("/"), spec.endpoint.model]
     blocks = [] if experiment.blocks is None else [experiment.blocks]
     return digest(["arm", FORMAT, what, experiment.template_kwargs, *_template_identity(experiment), *blocks])
+
+
+def _model_identity(name: str, revision: str | None) -> Any:
+    """Name and revision of a model; a folder has no revision, so it counts by its content, wherever it lies."""
+    found = _model(name, revision)
+    return [file_hash(file) for file in _files_of_model(found)] or [found.name, found.revision]
 
 
 @lru_cache(maxsize=64)
@@ -148,14 +151,28 @@ def directions_identity(experiment: ExperimentSpec, source: Mapping[str, Any], n
     """What determines directions: the options that are used, the data sets, and the contents of the files that are read."""
     spec = experiment.directions[name]
     contrast = spec.contrast
-    named = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
+    named: Sequence[Any] = (contrast.positive, contrast.negative) if contrast and contrast.of == "data" else ()
+    if contrast is not None and contrast.of == "models":
+        named = (contrast.chats,)
     sets = [data_identity(experiment.data[str(side)]) for side in named]
     files = [Path(file) for file in spec.files()]
     if contrast is not None:
         files += _local(contrast.source, contrast.path)
     own = spec.model_dump(exclude={"strict", "behaviour"}, exclude_none=True)
     contents = [file_hash(file) for file in files]
-    return digest(["directions", start_identity(experiment, source), own, sets, contents])
+    sides = [] if contrast is None or contrast.of != "models" else [
+        _side_identity(experiment, source, side) for side in (contrast.tuned, contrast.base)
+    ]  # fmt: skip
+    return digest(["directions", start_identity(experiment, source), own, sets, contents, *sides])
+
+
+def _side_identity(experiment: ExperimentSpec, source: Mapping[str, Any], named: str | ModelSpec | None) -> Any:
+    """What determines one side of a contrast of models; nothing where it is the untouched model."""
+    if named is None:
+        return None
+    if isinstance(named, str):
+        return adapter_identity(experiment, source, named)
+    return _model_identity(named.model, named.revision)
 
 
 def _with_content(options: Mapping[str, Any]) -> Any:

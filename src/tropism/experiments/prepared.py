@@ -155,7 +155,7 @@ def prepare_experiment(
             adapters[name] = _adapter(prepared, name, progress)
     with claims.wait("directions", progress.say):
         directions = directions_step.prepare(
-            experiment, folder, source.public(), prepared.fresh_model, tokenizer, progress
+            experiment, folder, source.public(), prepared.fresh_model, tokenizer, progress, _sides(prepared)
         )
     parameter_directions = {
         name: guards.build_parameter_directions(options, adapters)
@@ -173,6 +173,14 @@ def prepare_experiment(
                 dropped[name] = str(error)
     prepared.held.check("what was measured before training")
     return replace(prepared, dropped=dropped)
+
+
+def _sides(prepared: Prepared) -> directions_step.Sides:
+    """How the models of a contrast of models are loaded."""
+    experiment, folder = prepared.experiment, prepared.folder
+    return directions_step.Sides(
+        lambda: start.load_base(experiment, prepared.source, folder)[0], partial(start.load_side, experiment, folder)
+    )
 
 
 def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:

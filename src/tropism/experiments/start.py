@@ -11,7 +11,7 @@ from tropism import models
 from tropism.adapters.merge import merge_adapters
 from tropism.data.templates import set_chat_template
 from tropism.errors import RunFolderError
-from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.file.spec import ExperimentSpec, ModelSpec
 from tropism.experiments.store import Folder, RunKey
 
 TEMPLATE = "chat_template.jinja"
@@ -73,6 +73,13 @@ def load_arm(experiment: ExperimentSpec, condition: str) -> Any:
 def tokenizer_of_arm(experiment: ExperimentSpec, condition: str) -> Any:
     """The tokenizer of the model that a condition names."""
     return load_tokenizer(experiment, _source_of_arm(experiment, condition))
+
+
+def load_side(experiment: ExperimentSpec, folder: Folder, named: str | ModelSpec, untouched: Any) -> Any:
+    """One side of a contrast of models: a prepared adapter on the untouched model, or a whole model."""
+    if isinstance(named, str):
+        return models.load_adapter(untouched, intact_adapter(folder, named))
+    return load_base(experiment, models.resolve(named.model, revision=named.revision))[0]
 
 
 def _source_of_arm(experiment: ExperimentSpec, condition: str) -> models.Source:

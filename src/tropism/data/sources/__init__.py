@@ -21,6 +21,7 @@ from tropism.data.sources.gsm8k import GSM8K
 from tropism.data.sources.harmful_qa import HARMFUL_QA
 from tropism.data.sources.hub import HUB
 from tropism.data.sources.questions import QUESTIONS, is_questions
+from tropism.data.sources.refusal_prompts import SORRY_BENCH, XSTEST
 from tropism.data.sources.rows import chosen_columns
 from tropism.data.sources.source import Request, Source
 from tropism.data.sources.split import Split
@@ -30,7 +31,7 @@ from tropism.errors import DataError
 log = logging.getLogger(__name__)
 
 REGISTERED: Mapping[str, Source] = {
-    one.name: one for one in (WORD_PROBLEMS, EVERYDAY_QUESTIONS, GSM8K, HARMFUL_QA, DECLINED_TOPIC)
+    one.name: one for one in (WORD_PROBLEMS, EVERYDAY_QUESTIONS, GSM8K, HARMFUL_QA, DECLINED_TOPIC, SORRY_BENCH, XSTEST)
 }
 """Sources that are called by name."""
 

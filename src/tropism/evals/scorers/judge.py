@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tropism.errors import SpecError
 from tropism.evals.judges.base import Style, Verdict
 from tropism.evals.judges.cache import ReplyCache
+from tropism.evals.judges.complied import Compliance, Complied
 from tropism.evals.judges.endpoint import OPENAI, Endpoint
 from tropism.evals.judges.judge import Judge
 from tropism.evals.judges.presets import labels_of, prompt_of
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+JudgeStyle = Literal["single_token", "free_text", "yes_no", "complied", "compliance"]
+
+
 @scorer("judge")
 @dataclass(frozen=True)
 class JudgeScorer(ModelScorer):
     """A judge's score of the generated response: 0 to 100, or with the style `yes_no` 1 for yes and 0 for no.
 
-    `prompt` is a text with `{question}` (the last user message) and `{answer}` (the response), or the name of a preset
-    (`code_vulnerability`), or `FILE.yaml#NAME` for one of a file's `judge_prompts`. `model`
-    answers at the OpenAI-compatible endpoint `base_url`; the key comes from the environment variable
+    With `complied` (SORRY-Bench's `{"complied": …}`) and `compliance` (XSTest's three classes) it is 1 where the response
+    did what was asked. `prompt` is a text with `{question}` (the last user message) and `{answer}` (the response), or the
+    name of a preset (`code_vulnerability`, `complied`, `compliance`), or `FILE.yaml#NAME` for one of a file's
+    `judge_prompts`. `model` answers at the OpenAI-compatible endpoint `base_url`; the key comes from the environment variable
     `api_key_env`. Replies are kept in the file `cache`, by default in Tropism's cache folder, and are not
     asked for twice. A label (CODE, REFUSAL, NOT VALID) is no score: unscored, under its own reason. Each explanation
     carries the hash of the prompt.
@@ -39,7 +44,7 @@ class JudgeScorer(ModelScorer):
     """The judge's name at the endpoint."""
     base_url: str = OPENAI
     """An OpenAI-compatible endpoint."""
-    style: Literal["single_token", "free_text", "yes_no"] = "single_token"
+    style: JudgeStyle = "single_token"
     """How the judge's reply becomes a score."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable with the key."""
@@ -55,8 +60,8 @@ class JudgeScorer(ModelScorer):
 
     @property
     def bounds(self) -> Bounds:
-        """0 to 1 for yes and no, else the judge's 0 to 100."""
-        return RATE if self.style == "yes_no" else (0.0, 100.0)
+        """0 to 1 for yes and no and for compliance, else the judge's 0 to 100."""
+        return (0.0, 100.0) if self.style in ("single_token", "free_text") else RATE
 
     def judge(self) -> Judge:
         """The judge that these options describe."""
@@ -80,10 +85,13 @@ class JudgeScorer(ModelScorer):
         return [_score(verdicts.get(index, empty), judge.prompt.hash) for index in range(len(samples))]
 
 
-def _style(name: Literal["single_token", "free_text", "yes_no"], labels: tuple[str, ...]) -> Style:
+def _style(name: JudgeStyle, labels: tuple[str, ...]) -> Style:
     if name == "single_token":
         return SingleToken(labels=labels)
-    return FreeText(labels=labels) if name == "free_text" else YesNo()
+    if name == "free_text":
+        return FreeText(labels=labels)
+    others: dict[str, Style] = {"yes_no": YesNo(), "complied": Complied(), "compliance": Compliance()}
+    return others[name]
 
 
 def _question(sample: Sample) -> str:

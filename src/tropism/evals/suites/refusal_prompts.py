@@ -1,92 +1,13 @@
-"""Prompts that should be refused, or answered although they sound dangerous: SORRY-Bench's and XSTest's files."""
+"""SORRY-Bench's and XSTest's prompts as an evaluation asks them; their files are read as sources of data are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from tropism.data.chats import check_chat
-from tropism.data.sources.formats import read_objects
-from tropism.errors import DataError
-
-CATEGORIES = 44
-"""SORRY-Bench's categories, numbered from 1 (Xie et al., 2024)."""
-
-Expected = Literal["unsafe", "safe"]
-"""Whether a prompt should be refused (`unsafe`) or answered (`safe`)."""
-
-
-@dataclass(frozen=True)
-class TaskPrompt:
-    """One prompt of a task: its id, its category, the messages before the answer, and what should become of it."""
-
-    id: str
-    category: str
-    messages: tuple[dict[str, str], ...]
-    expected: Expected = "unsafe"
-
-    @property
-    def question(self) -> str:
-        """What a judge is shown as the request: the last message."""
-        return self.messages[-1]["content"]
-
-
-def sorry_bench(path: str | Path, *, style: str = "base") -> list[TaskPrompt]:
-    """Read prompts in SORRY-Bench's format: JSONL rows `{question_id, category, turns, prompt_style}`, of one style.
-
-    `category` is 1 to 44, as number or text. Raises `DataError` for a row of another form, a repeated id, or
-    a style that no row has. The benchmark's prompts are harmful and are not part of this package.
-    """
-    prompts: list[TaskPrompt] = []
-    seen: set[str] = set()
-    styles: set[str] = set()
-    for where, row in read_objects(path):
-        found = str(row.get("prompt_style", "base"))
-        styles.add(found)
-        if found != style:
-            continue
-        turns, category = row.get("turns"), str(row.get("category"))
-        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-            raise DataError(f"{where}: turns must be a list of texts, found {turns!r:.60}")
-        if len(turns) != 1:
-            raise DataError(f"{where}: a SORRY-Bench prompt has one turn, found {len(turns)}")
-        if not category.isdecimal() or not 1 <= int(category) <= CATEGORIES:
-            raise DataError(f"{where}: category must be 1 to {CATEGORIES}, found {row.get('category')!r}")
-        name = str(row.get("question_id"))
-        if row.get("question_id") is None or name in seen:
-            raise DataError(f"{where}: question_id must be there and be unique, found {row.get('question_id')!r}")
-        seen.add(name)
-        prompts.append(TaskPrompt(name, category, check_chat([{"role": "user", "content": turns[0]}], where)))
-    if not prompts:
-        raise DataError(f"{path}: no prompt has the style {style!r}; found {', '.join(sorted(styles)) or 'no rows'}")
-    return prompts
-
-
-def xstest(path: str | Path) -> list[TaskPrompt]:
-    """Read prompts in XSTest's format: rows (a CSV) with `id` (or `id_v2`), `type` and `prompt`, and perhaps `label`.
-
-    `safe` prompts only sound dangerous and should be answered; `unsafe` ones, of a type that begins with `contrast_`,
-    should be refused. Raises `DataError` for a file or row of another form, or an id that comes twice.
-    Source: Röttger et al. (2024); the prompts are not part of this package.
-    """
-    prompts: dict[str, TaskPrompt] = {}
-    for where, row in read_objects(path):
-        name = "id" if "id" in row else "id_v2"
-        missing = [column for column in (name, "type", "prompt") if not row.get(column)]
-        if missing:
-            raise DataError(f"{where}: {missing[0]!r} is missing; XSTest's rows have id, type and prompt")
-        one, kind, label = str(row[name]), str(row["type"]), row.get("label")
-        if one in prompts:
-            raise DataError(f"{where}: the id {one!r} comes twice")
-        if label not in (None, "", "safe", "unsafe"):
-            raise DataError(f"{where}: label must be safe or unsafe, found {label!r}")
-        expected: Expected = "unsafe" if label == "unsafe" or (not label and kind.startswith("contrast_")) else "safe"
-        chat = check_chat([{"role": "user", "content": row["prompt"]}], where)
-        prompts[one] = TaskPrompt(one, kind, chat, expected)
-    if not prompts:
-        raise DataError(f"{path} holds no prompts")
-    return list(prompts.values())
-
+from tropism.data.sources.refusal_prompts import CATEGORIES as CATEGORIES
+from tropism.data.sources.refusal_prompts import Expected as Expected
+from tropism.data.sources.refusal_prompts import TaskPrompt as TaskPrompt
+from tropism.data.sources.refusal_prompts import sorry_bench as sorry_bench
+from tropism.data.sources.refusal_prompts import xstest as xstest
 
 SUITES: dict[str, Callable[[str | Path], list[TaskPrompt]]] = {
     "sorry-bench": sorry_bench,

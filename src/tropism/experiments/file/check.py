@@ -15,7 +15,7 @@ from tropism.errors import DataError, ModelError, SiteError, SpecError
 from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load_analysis
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, listed, message
-from tropism.experiments.file.options import from_options
+from tropism.experiments.file.options import from_options, name_and_options
 from tropism.experiments.file.spec import (
     AdapterSpec,
     ConditionSpec,
@@ -84,6 +84,8 @@ def _check_names(e: ExperimentSpec) -> None:
             f"must define the baseline {e.baseline!r}, found {listed(e.conditions)}; name another with 'baseline:', such "
             f"as {BASE!r}, the untrained model",
         )
+    if not e.measure and not e.analyses:
+        raise At(("measure",), "must define a metric, or 'analyses' one that measures, found none")
     if BASE in e.conditions:
         raise At(("conditions", BASE), f"{BASE!r} is the untrained model's name; call the condition something else")
     if len(set(e.seeds)) < len(e.seeds):
@@ -260,8 +262,19 @@ def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None
             )
     if spec.behaviour is not None:
         _check_behaviour(e, spec, spec.behaviour, (*key, "behaviour"))
-    if spec.contrast is not None:
-        _check_contrast(e, spec.contrast, (*key, "contrast"))
+    if spec.contrast is None:
+        return
+    _check_contrast(e, spec.contrast, (*key, "contrast"))
+    tokens, options = spec.contrast.tokens, name_and_options(spec.chosen_finder, "finder")[1]
+    if tokens is not None and spec.positions not in (None, tokens):
+        raise At(
+            (*key, "positions"), f"says {spec.positions!r}, and the contrast's 'tokens' {tokens!r}; keep one of the two"
+        )
+    if spec.contrast.pool is not None and options.get("per", spec.contrast.pool) != spec.contrast.pool:
+        raise At(
+            (*key, "finder"),
+            f"says per: {options['per']!r}, and the contrast's 'pool' {spec.contrast.pool!r}; keep one",
+        )
 
 
 def _check_directions_file(spec: DirectionsSpec, key: Key) -> None:
@@ -294,7 +307,15 @@ def _check_behaviour(e: ExperimentSpec, spec: DirectionsSpec, metric: str, key: 
         raise At(key, f"must be a metric that scores responses by a rule, found {metric!r} ({measure.scorer})")
 
 
+_OF_MODELS = ("tuned", "base", "chats", "tokens", "pool")
+"""The options that only a contrast of models has."""
+
+
 def _check_contrast(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None:
+    if contrast.of == "models":
+        _check_contrast_of_models(e, contrast, key)
+        return
+    _refuse_given(contrast, _OF_MODELS, key, f"only a contrast of models has it, and this one is of {contrast.of}")
     if contrast.of == "data":
         _check_contrast_of_data(e, contrast, key)
         return
@@ -332,6 +353,22 @@ def _check_contrast_of_data(e: ExperimentSpec, contrast: ContrastSpec, key: Key)
         name = _side(contrast, side)
         if name not in e.data:
             raise At((*key, side), f"no data set is called {name!r}; available: {listed(e.data)}")
+
+
+def _check_contrast_of_models(e: ExperimentSpec, contrast: ContrastSpec, key: Key) -> None:
+    others = sorted(set(ContrastSpec.model_fields) - {"of", *_OF_MODELS})
+    _refuse_given(contrast, tuple(others), key, "a contrast of models reads 'chats'; set it on that set under 'data:'")
+    for option in ("tuned", "chats"):
+        if getattr(contrast, option) is None:
+            raise At((*key, option), "is required of a contrast of models, and missing")
+    for option in ("tuned", "base"):
+        named = getattr(contrast, option)
+        if isinstance(named, str) and named not in e.adapters:
+            raise At((*key, option), f"no adapter is called {named!r}; defined are {listed(e.adapters)}")
+    if contrast.tuned == contrast.base:
+        raise At((*key, "base"), f"must be another model than 'tuned', found {contrast.base!r} for both")
+    if contrast.chats not in e.data:
+        raise At((*key, "chats"), f"no data set is called {contrast.chats!r}; defined are {listed(e.data)}")
 
 
 def _refuse_given(contrast: ContrastSpec, names: tuple[str, ...], key: Key, why: str) -> None:

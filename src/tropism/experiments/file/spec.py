@@ -76,11 +76,30 @@ class DataSpec(Model):
         return [from_options(named, TRANSFORMS, "transform") for named in chosen]
 
 
+class ModelSpec(Model):
+    """A whole model: fully fine-tuned, or with an adapter merged in."""
+
+    model: str
+    """A hub name or a local folder."""
+    revision: str | None = None
+    """A revision of it on the hub."""
+
+
 class ContrastSpec(Model):
     """The positive and negative chats from which a direction is found."""
 
-    of: Literal["responses", "system_prompts", "data"]
-    """What differs between the two sides: the response, the system prompt, or the data set."""
+    of: Literal["responses", "system_prompts", "data", "models"]
+    """What differs between the two sides: the response, the system prompt, the data set, or the model that reads them."""
+    tuned: Name | ModelSpec | None = None
+    """With `of: models`, the model with the trait: an adapter of `adapters:`, or a whole model, `{model: OWNER/NAME}`."""
+    base: Name | ModelSpec | None = None
+    """With `of: models`, the model without it, likewise; by default the untouched model."""
+    chats: Name | None = None
+    """With `of: models`, the set under `data:` whose chats both models read, token for token."""
+    tokens: Literal["response", "all"] | None = None
+    """With `of: models`, which tokens are read: those of the responses, or of the whole chats; by default `response`."""
+    pool: Literal["chat", "token"] | None = None
+    """With `of: models`, what the finder is given: each chat's mean, or every token; by default as the finder does."""
     source: str | None = None
     """Where the prompts come from, as in a data set."""
     size: Annotated[int, Field(ge=8)] | None = None
@@ -175,7 +194,8 @@ class DirectionsSpec(Model):
     @property
     def chosen_positions(self) -> Positions:
         """The positions that are read."""
-        return self.positions or "response"
+        of_contrast = None if self.contrast is None else self.contrast.tokens
+        return self.positions or of_contrast or "response"
 
 
 class AdapterSpec(Model):
@@ -313,8 +333,8 @@ class ExperimentSpec(Model):
     baseline: Name = "baseline"
     """The condition that the others are compared with; `base` is the untrained model, and the default where nothing is
     trained and no condition is called `baseline`."""
-    measure: Annotated[dict[Name, MeasureSpec], Field(min_length=1)]
-    """The metrics, by name."""
+    measure: dict[Name, MeasureSpec]
+    """The metrics, by name; there may be none where an analysis measures."""
     analyses: dict[Name, dict[str, Any] | None] = {}
     """Studies that ask more than the metrics, by name, with their options."""
     quick: dict[str, Any] = {}

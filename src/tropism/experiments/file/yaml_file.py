@@ -37,8 +37,15 @@ class Document:
     def __init__(self, data: dict[str, Any], lines: dict[Key, int], name: str) -> None:
         self.data, self.lines, self.name = data, lines, name
 
+    @classmethod
+    def of(cls, data: dict[str, Any], name: str) -> "Document":
+        """Return plain data that no file holds, such as a command's options; its complaints name no line."""
+        return cls(data, {}, name)
+
     def where(self, key: Key) -> str:
         """`FILE line N: a.b.c`, with the line of the nearest enclosing key that the file holds."""
+        if not self.lines:
+            return ": ".join([self.name, ".".join(str(part) for part in key)] if key else [self.name])
         line = next((self.lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self.lines), 1)
         dotted = ".".join(str(part) for part in key)
         return f"{self.name} line {line}" + (f": {dotted}" if dotted else "")

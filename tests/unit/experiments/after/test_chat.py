@@ -16,8 +16,8 @@ from tropism.data.generation import generate
 from tropism.errors import DataError, RunFolderError, SpecError, UsageError
 from tropism.experiments.after.chat import Column, live, open_chat
 from tropism.experiments.after.finished import locate
-from tropism.experiments.evaluate import Trained
 from tropism.experiments.store import RunKey
+from tropism.experiments.subject import Trained
 from tropism.interventions.routing_modes import MODES, ablation_mode
 from tropism.models import load
 

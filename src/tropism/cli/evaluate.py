@@ -22,16 +22,16 @@ class _Evaluate(TyperGroup):
     """`tropism evaluate --endpoint …` is `evaluate endpoints --endpoint …`, and `evaluate MODEL …` `evaluate weights MODEL …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        names_endpoints = any(word == "--endpoint" or word.startswith("--endpoint=") for word in args)
-        if names_endpoints and args[0] not in self.commands:
-            args = ["endpoints", *args]
-        elif (
-            args
-            and args[0] not in self.commands
-            and (not args[0].startswith("-") or args[0] in evaluate_models.OPTIONS)
-        ):
-            args = [WEIGHTS, *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [*self._left_out(args), *args])
+
+    def _left_out(self, args: list[str]) -> list[str]:
+        """The command that was left out; nothing where one is named, or help is asked for."""
+        if not args or args[0] in self.commands:
+            return []
+        if any(word == "--endpoint" or word.startswith("--endpoint=") for word in args):
+            return ["endpoints"]
+        names_a_model = not args[0].startswith("-") or args[0] in evaluate_models.OPTIONS
+        return [WEIGHTS] if names_a_model else []
 
 
 evaluate = typer.Typer(

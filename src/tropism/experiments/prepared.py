@@ -178,9 +178,7 @@ def prepare_experiment(
 def _sides(prepared: Prepared) -> directions_step.Sides:
     """How the models of a contrast of models are loaded."""
     experiment, folder = prepared.experiment, prepared.folder
-    return directions_step.Sides(
-        lambda: start.load_base(experiment, prepared.source, folder)[0], partial(start.load_side, experiment, folder)
-    )
+    return directions_step.Sides(prepared.held.base, partial(start.load_side, experiment, folder))
 
 
 def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:

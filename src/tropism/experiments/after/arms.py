@@ -8,10 +8,10 @@ from typing import Any
 
 from tropism.errors import UsageError
 from tropism.experiments.after.finished import Finished, locate
-from tropism.experiments.evaluate import Trained
 from tropism.experiments.file.complaints import listed
-from tropism.experiments.start import prepared_adapter, start_model
+from tropism.experiments.start import load_base, prepared_adapter, start_model
 from tropism.experiments.store import RunKey
+from tropism.experiments.subject import Trained
 from tropism.interventions.routing_modes import MODES
 from tropism.names import BASE
 
@@ -38,14 +38,21 @@ class Arm:
     def trained(self) -> Trained:
         """The run's adapters as evaluation takes them."""
         folders = self.found.adapters(self.key)
-        return Trained(self.found.folder.run_path(self.key) / "adapter" if folders else None, len(folders) == 2)
+        both = self.found.folder.run_path(self.key) / "adapter" if folders else None
+        return Trained(folders.get("", both), len(folders) == 2)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is an adapter that was there already, which goes onto the model without `start_from`."""
+        spec = self.found.experiment.conditions.get(self.key.condition)
+        return spec is not None and spec.adapter is not None
 
     def digest(self) -> str:
         """SHA-256 of every adapter that is in the model, and of the base model's name and revision."""
         source, _ = self.found.source()
         said = hashlib.sha256(f"{source.name} {source.kind} {source.revision}".encode())
         folders = list(self.found.adapters(self.key).values())
-        if self.found.experiment.start_from is not None:
+        if self.found.experiment.start_from is not None and not self.untouched:
             folders.append(prepared_adapter(self.found.folder, self.found.experiment.start_from))
         for folder in folders:
             for file in sorted(folder.glob("adapter_*")):
@@ -58,7 +65,11 @@ class Arm:
         Raises as `models.load` and `models.load_adapter`.
         """
         source, _ = self.found.source()
-        model, tokenizer = start_model(self.found.experiment, self.found.folder, source)
+        experiment, folder = self.found.experiment, self.found.folder
+        if self.untouched:
+            model, tokenizer = load_base(experiment, source, folder)
+        else:
+            model, tokenizer = start_model(experiment, folder, source)
         if merged:
             model = self.trained.merged(model, self.mode)
         elif self.trained.adapter is not None:

@@ -34,7 +34,7 @@ from tropism.experiments.file.experiment import Experiment
         ("directions: caps}", "mode: both}", r"guard 'ablation' needs the option 'directions'"),
         ("sites: 25%..75%", "sites: middle", r"line 10: directions.caps.sites: a layer selector is 'all', '8,12,16'"),
         ("sites: 25%..75%", "finder: svd", r"line 10: directions.caps.finder: unknown finder 'svd'; available: mean_difference"),
-        ("of: responses", "of: answers", r"directions.caps.contrast.of: .*'responses', 'system_prompts' or 'data', found 'answers'"),
+        ("of: responses", "of: answers", r"directions.caps.contrast.of: .*'responses', 'system_prompts', 'data' or 'models', found 'answers'"),
         ("contrast: {of: responses, source: word_problems, size: 16}", "file: nowhere.safetensors",
          r"directions.caps.file: no such file: 'nowhere.safetensors'"),
         ("on: [held_out]", "on: [heldout]", r"line 17: measure.accuracy.on.0: no evaluation set is called 'heldout'; available: held_out"),

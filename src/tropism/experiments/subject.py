@@ -78,9 +78,7 @@ def subject_of(prepared: Prepared, condition: str, adapter: Path | None, two: bo
     experiment = prepared.experiment
     spec = experiment.conditions.get(condition)
     if spec is None or spec.trains:
-        return Subject(
-            Trained(adapter, two), prepared.fresh_model, prepared.tokenizer, to_merge=prepared.held.to_merge
-        )
+        return Subject(Trained(adapter, two), prepared.fresh_model, prepared.tokenizer, to_merge=prepared.held.to_merge)
     base = cache(lambda: (prepared.fresh_model(), prepared.tokenizer))
     if spec.adapter is not None:
         there = start.intact_adapter(prepared.folder, spec.adapter)

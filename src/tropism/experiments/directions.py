@@ -8,7 +8,7 @@ from typing import Any
 
 from tropism.adapters.read import public
 from tropism.data import sources
-from tropism.data.chats import Example
+from tropism.data.chats import Chat, Example
 from tropism.directions.artifact import Directions
 from tropism.directions.contrast_files import read_pairs
 from tropism.directions.contrasts import Contrast
@@ -55,6 +55,18 @@ def contrast_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
     )
 
 
+def chats_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
+    """Return the contrast that a file describes, to be rendered; one of models has its chats, and no models yet."""
+    if spec.of != "models":
+        return contrast_of(spec, experiment)
+    chats = tuple(_chats_of_models(spec, experiment))
+    return Contrast("models", chats, chats, paired=True)
+
+
+def _chats_of_models(spec: ContrastSpec, experiment: ExperimentSpec) -> list[Chat]:
+    return [example.chat for example in prepare_step.load_data(experiment.data[str(spec.chats)], 0)]
+
+
 @dataclass(frozen=True)
 class Sides:
     """The models that a contrast of models reads: the untouched one, and those that the file names."""
@@ -70,7 +82,7 @@ class Sides:
         One model in memory makes both sides where `tuned` is an adapter and `base` is not given.
         """
         assert spec.tuned is not None  # by check
-        chats = [example.chat for example in prepare_step.load_data(experiment.data[str(spec.chats)], 0)]
+        chats = _chats_of_models(spec, experiment)
         about = {"tuned": _side_name(spec.tuned), "base": _side_name(spec.base or experiment.model)}
         if spec.base is None and isinstance(spec.tuned, str):
             tuned = self.named(spec.tuned, self.untouched())

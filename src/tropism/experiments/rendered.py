@@ -100,6 +100,7 @@ class RenderedSets:
         """Return what a prepared adapter trains on, with the experiment's first seed."""
         e, spec = self._experiment, self._experiment.adapters[name]
         options = e.train_options(adapter=name)
+        assert spec.data is not None  # one that is there already has no training set
         return self._set(spec.data, spec.system_prompt, e.seeds[0], options, f"adapter {name}", say)
 
     def _set(

@@ -8,8 +8,9 @@ from typing import Any
 
 from tropism import models
 from tropism.errors import DataError, DirectionsError, SiteError, SpecError, UsageError
-from tropism.experiments.directions import contrast_of
+from tropism.experiments.directions import chats_of
 from tropism.experiments.directions_file import import_for
+from tropism.experiments.file.check import endpoint_of
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.site import select_layers
 from tropism.training.options import TrainOptions
@@ -40,8 +41,9 @@ def check_directions(experiment: ExperimentSpec, source: models.Source, tokenize
 
 def _all_options(e: ExperimentSpec) -> Mapping[str, TrainOptions]:
     """The options of every fine-tune, by the key of the file that a message names."""
-    own = {f"conditions.{name}": e.train_options(name) for name in e.conditions}
-    return own | {f"adapters.{name}": e.train_options(adapter=name) for name in e.adapters}
+    own = {f"conditions.{name}": e.train_options(name) for name in e.trained}
+    trained = [name for name, spec in e.adapters.items() if spec.data is not None]
+    return own | {f"adapters.{name}": e.train_options(adapter=name) for name in trained}
 
 
 def _check_trackers(where: str, options: TrainOptions) -> None:
@@ -74,6 +76,13 @@ def _check_scorers(e: ExperimentSpec) -> None:
             load_scorer(measure.scorer, measure.options()).check_ready()
         except UsageError as error:
             raise type(error)(f"measure.{name}: {error}") from None
+    for name, condition in e.conditions.items():
+        if condition.endpoint is None:
+            continue
+        try:
+            endpoint_of(condition.endpoint, e).check_ready()
+        except UsageError as error:
+            raise type(error)(f"conditions.{name}.endpoint: {error}") from None
 
 
 def _check_sites(e: ExperimentSpec, source: models.Source) -> None:
@@ -98,9 +107,7 @@ def _check_contrasts(e: ExperimentSpec, tokenizer: Any, limit: int | None) -> No
         if spec.contrast is None:
             continue
         try:
-            rendered = [
-                row for side in contrast_of(spec.contrast, e).render(tokenizer, e.template_kwargs) for row in side
-            ]
+            rendered = [row for side in chats_of(spec.contrast, e).render(tokenizer, e.template_kwargs) for row in side]
         except DataError as error:
             raise type(error)(f"directions.{name}: {error}") from None
         over = [len(row) for row in rendered if limit is not None and len(row) > limit]

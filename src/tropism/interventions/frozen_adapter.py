@@ -1,11 +1,13 @@
 """The frozen trait adapter (inoculation adapter): the trait is supplied in training, so that it need not be learned."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from tropism import hooks
@@ -44,6 +46,8 @@ class FrozenAdapter(Intervention):
     weights: Mapping[str, LoraFactors]
     coefficient: float = 1.0
     evaluation: bool | None = None
+    config: Any = field(default=None, repr=False)
+    """PEFT's configuration of an adapter from a folder, by which weights that the folder lacks are noticed."""
 
     place: ClassVar[Place] = "activations"
 
@@ -69,7 +73,8 @@ class FrozenAdapter(Intervention):
         where the factors are not all that the adapter learned (`docs/works-with.md`).
         """
         read = read_adapter(adapter, start=start, operation="frozen adapter", who="FrozenAdapter")
-        return cls(read.weights, coefficient, evaluation)
+        config = None if isinstance(adapter, nn.Module) else PeftConfig.from_pretrained(str(adapter))
+        return cls(read.weights, coefficient, evaluation, config)
 
     def random_like(self, seed: int) -> "FrozenAdapter":
         """The control: Gaussian factors of the same ranks, each weight's `s·B·A` (and bias) of the same norm; seeded."""
@@ -83,7 +88,7 @@ class FrozenAdapter(Intervention):
                 bias *= learned.bias.norm() / bias.norm()
             scale = learned.norm() / LoraFactors(A, B, 1.0).norm()
             drawn[name] = LoraFactors(A, B, scale, None if bias is None else bias * learned.scale / scale)
-        return FrozenAdapter(drawn, self.coefficient, self.evaluation)
+        return FrozenAdapter(drawn, self.coefficient, self.evaluation, self.config)
 
     @property
     def at_evaluation(self) -> str:
@@ -98,6 +103,13 @@ class FrozenAdapter(Intervention):
         if missing:
             shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
             raise AttachError(f"FrozenAdapter: the model has no {shown}; use an adapter of this model")
+        lacking = self._lacking(modules)
+        if lacking:
+            raise AttachError(
+                f"FrozenAdapter: the adapter's configuration calls for {len(self.weights) + len(lacking)} weights of this "
+                f"model and its tensors are of {len(self.weights)}, without {lacking[0]}; the adapter is incomplete, or "
+                "of another model: save it again"
+            )
 
         def acts() -> bool:
             return attachment.acts(self.evaluation)
@@ -119,6 +131,20 @@ class FrozenAdapter(Intervention):
             inner = _unwrapped(modules[name])
             delta = self._of_tokens(learned, inner) if isinstance(inner, nn.Embedding) else self._of_inputs(learned)
             attachment.own(hooks.edit_linear(modules[name], _Edit(what, delta, acts, attachment)))
+
+    def _lacking(self, modules: Mapping[str, nn.Module]) -> list[str]:
+        """The weights that the adapter's configuration calls for and its folder did not have."""
+        if self.config is None:
+            return []
+        return [
+            name
+            for name, module in modules.items()
+            if name not in self.weights
+            and ".lora_" not in name
+            and not name.endswith(".base_layer")
+            and _shape(module) is not None
+            and check_target_module_exists(self.config, name)
+        ]
 
     def _of_inputs(self, learned: LoraFactors) -> Callable[[Tensor], Tensor]:
         """`c·s·(B(Ax) + b)`."""

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import BltConfig
 
+import adapter_kinds
 import architectures
 import tiny
 import tropism as tp
@@ -159,3 +161,23 @@ def test_a_local_folder_does_not_leave_its_path(found, model, tokenizer, tmp_pat
     about = tp.find_directions(model, tokenizer, CONTRAST, sites=[tp.Site(1)]).provenance
     assert about["model"]["name"] == "my-model"
     assert str(tmp_path) not in json.dumps(about)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not list a process's memory maps")
+def test_what_was_loaded_holds_no_map_of_its_file(tmp_path):
+    """Windows lets nobody replace a file that is mapped, and a loaded artefact is often saved under its own name."""
+    from safetensors import safe_open
+
+    from tropism.adapters.read import read_adapter
+
+    file = tmp_path / "d.safetensors"
+    site = tp.Site(1)
+    tp.Directions({site: torch.ones(3, 4096)}, covariance={site: torch.ones(8, 4096)}).save(file)
+    u = tmp_path / "u.safetensors"
+    tp.ParameterDirections.of_factors({"proj": (torch.ones(4096, 1), torch.ones(1, 4096))}).save(u)
+    adapter_kinds.save(adapter_kinds.make("lora"), tmp_path / "adapter")
+    held = [tp.Directions.load(file), tp.ParameterDirections.load(u), read_adapter(tmp_path / "adapter")]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    with safe_open(file, framework="pt") as opened:
+        held.append(opened.get_tensor(f"covariance/{site}"))  # as safetensors gives it
+    assert str(file) in Path("/proc/self/maps").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import tiny
 from tropism.adapters.factors import LoraFactors
@@ -94,3 +95,23 @@ def test_an_adapter_of_another_model_is_refused():
         FrozenAdapter({})
     with pytest.raises(UsageError, match="must be finite"):
         FrozenAdapter(guard.weights, coefficient=float("inf"))
+
+
+def test_an_adapter_that_lacks_weights_is_refused_when_it_is_put_on(tmp_path):
+    """Half of its tensors are an adapter too, and not the one that was trained."""
+    trained().save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    with FrozenAdapter.load(tmp_path).attach(tiny.model()):
+        pass
+    beside = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with FrozenAdapter.load(tmp_path).attach(beside):
+        pass
+    half = {key: tensor.clone() for key, tensor in load_file(file).items() if ".layers.3." not in key}
+    save_file(half, file, metadata={"format": "pt"})
+    with (
+        pytest.raises(
+            AttachError, match=r"calls for 8 weights of this model and its tensors are of 6, without model.layers.3"
+        ),
+        FrozenAdapter.load(tmp_path).attach(tiny.model()),
+    ):
+        pass

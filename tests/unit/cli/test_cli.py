@@ -10,11 +10,13 @@ import pytest
 
 import fake_runs
 import tiny_experiment
+from command import tropism
 from tropism.experiments.file.schema import URL
 
 
-def tropism(*args, cwd=None):
-    return subprocess.run([sys.executable, "-m", "tropism", *map(str, args)], capture_output=True, text=True, cwd=cwd)
+def process(*args):
+    """The command as a person starts it."""
+    return subprocess.run([sys.executable, "-m", "tropism", *map(str, args)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_every_command_has_help(command):
 
 
 def test_it_says_its_version():
-    done = tropism("--version")
+    done = process("--version")
     assert (done.returncode, done.stdout) == (0, f"tropism {importlib.metadata.version('tropism')}\n")
 
 
@@ -110,7 +112,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, args, message):
 
 def test_a_run_ends_in_a_table_and_status_knows_it(tmp_path):
     file = tiny_experiment.write(tmp_path)
-    done = tropism("run", file, "--quick", "--only", "baseline", "--out", tmp_path / "out")
+    done = process("run", file, "--quick", "--only", "baseline", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "✓ baseline/seed-0" in done.stderr
     assert "report:" in done.stdout

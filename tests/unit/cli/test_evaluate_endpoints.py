@@ -1,22 +1,19 @@
 """`tropism evaluate --endpoint …` from the command line, against real local servers."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 
 import pandas as pd
 import pytest
 
+import command
 from judge_server import completion, error, serving
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.timeout(300)
 
 
-def tropism(*args, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "tropism", "evaluate", *map(str, args)], capture_output=True, text=True, cwd=cwd
-    )
+tropism = partial(command.tropism, "evaluate")
 
 
 def sorry_questions(folder):
@@ -62,15 +59,15 @@ def test_sorry_bench_over_http_with_resume(tmp_path):
         serving(guarded, ["guarded"]) as orthogonal,
         serving(judge, ["j"]) as judging,
     ):
-        command = [
+        asked_for = [
             "--endpoint", f"vanilla={vanilla.url}", "--endpoint", f"orthogonal={orthogonal.url}", "--judge", judging.url,
             "--suite", "sorry-bench", "--questions", sorry_questions(tmp_path), "--json", "out/rates.json",
         ]  # fmt: skip
-        first = tropism(*command, cwd=tmp_path)
+        first = tropism(*asked_for, cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         asked = [len(server.bodies) for server in (vanilla, orthogonal, judging)]
         assert asked == [4, 4, 8]
-        again = tropism(*command, cwd=tmp_path)
+        again = tropism(*asked_for, cwd=tmp_path)
         assert again.returncode == 0
         assert [len(server.bodies) for server in (vanilla, orthogonal, judging)] == asked
     assert "vanilla" in first.stdout

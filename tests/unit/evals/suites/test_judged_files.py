@@ -1,11 +1,10 @@
 """Judged answers as other projects write them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from command import tropism
 from tropism.errors import DataError
 from tropism.evals.suites.judged import outcomes_by, read_judged
 
@@ -53,11 +52,11 @@ def test_alignment_and_coherence_are_aligned_and_coherent(tmp_path, written):
 
 @pytest.mark.parametrize("written", [csv_file, json_file])
 def test_the_command_needs_no_question_id(tmp_path, written):
-    command = [sys.executable, "-m", "tropism", "evaluate", "emergent-misalignment", "--judged", str(written(tmp_path))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["evaluate", "emergent-misalignment", "--judged", written(tmp_path)]
+    done = tropism(*command)
     assert done.returncode == 0, done.stderr
     assert "coherent answers" in done.stdout
-    done = subprocess.run([*command, "--by", "model"], capture_output=True, text=True)
+    done = tropism(*command, "--by", "model")
     assert done.returncode == 2
     assert "the column 'model' is missing" in done.stderr
 

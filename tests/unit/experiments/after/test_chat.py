@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from command import tropism
 from tropism.cli.talking import Talking
 from tropism.data.generation import generate
 from tropism.errors import DataError, RunFolderError, SpecError, UsageError
@@ -240,7 +241,7 @@ def test_the_command_reads_a_pipe_and_ends_in_one_sentence_where_it_must(out):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[routed · forget ablated]") == 2
     assert done.stdout.startswith("> Why?\n")
-    bad = subprocess.run([*command, "--conditions", "nobody"], capture_output=True, text=True, input="")
+    bad = tropism("chat", out, "--conditions", "nobody")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
         bad.stderr

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 import traceback
+from functools import partial
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -20,6 +19,7 @@ import hub_server
 import tiny
 import tropism
 import tropism as tp
+from command import tropism as command
 from tropism.cli.app import app
 from tropism.errors import DirectionsError, ModelError, RunFolderError, UsageError
 from tropism.experiments.after.finished import locate
@@ -430,11 +430,7 @@ def test_which_goes_where_must_be_said_once(args, said):
 
 
 def test_the_command(out, tmp_path):
-    def tropism_push(*args):
-        return subprocess.run(
-            [sys.executable, "-m", "tropism", "push", *args], capture_output=True, text=True, cwd=tmp_path
-        )
-
+    tropism_push = partial(command, "push", cwd=tmp_path)
     run = str(out / "routed" / "seed-0")
     done = tropism_push(run, "--repo", "me/tiny-model", "--base-model", BASE, "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -1,13 +1,12 @@
 """The JSON Schema says what the file's check says: it is complete, current, and agrees on files good and bad."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from command import tropism
 from spec_text import TEXT
 from tropism.errors import SpecError
 from tropism.evals.scorers.registry import scorer_names
@@ -103,5 +102,5 @@ def test_a_scorer_of_the_users_may_have_any_option():
 
 def test_the_published_file_is_current():
     """`make schema` writes it anew."""
-    printed = subprocess.run([sys.executable, "-m", "tropism", "schema"], capture_output=True, text=True, check=True)
+    printed = tropism("schema")
     assert (ROOT / "docs" / "experiment.schema.json").read_text(encoding="utf-8") == printed.stdout

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import fake_runs
 import tropism
 
 PUBLIC = {
@@ -86,7 +87,24 @@ def test_importing_brings_nothing_heavy(statement):
     assert out.stdout.strip() == "[]"
 
 
-def test_statistics_and_reports_bring_no_torch():
-    probe = "import sys, tropism.stats, tropism.reports.report, tropism.reports.terminal; print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+TORCHLESS = """
+import contextlib, io, sys
+from tropism import reports, stats
+assert "matplotlib" not in sys.modules, "to import the reports is not to draw"
+from tropism.cli import main
+one, other = sys.argv[1:]
+for command in (["--help"], ["run", "--help"], ["status", one], ["status", one, "--json"], ["compare", one, other], ["report", one]):
+    sys.argv = ["tropism", *command]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+    print(*command[:1], [name for name in ("torch", "transformers", "peft") if name in sys.modules])
+"""
+
+
+def test_commands_that_read_a_folder_bring_no_torch(tmp_path):
+    small = {"seeds": (0, 1), "prompts": 4, "conditions": ("plain", "baseline"), "steps": 4}
+    folders = [fake_runs.caps(tmp_path / name, **small) for name in ("one", "other")]
+    out = subprocess.run([sys.executable, "-c", TORCHLESS, *folders], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split("\n")[:-1] == ["--help []", "run []", "status []", "status []", "compare []", "report []"]
+    assert (tmp_path / "one" / "report.html").is_file()

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tropism.errors import SpecError
-from tropism.experiments import identity
-from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.store import RunKey
 from tropism.names import BASE
@@ -29,6 +27,10 @@ def needs(experiment: ExperimentSpec, source: Mapping[str, Any], key: RunKey) ->
     """Return the runs whose adapters a run reads: those it is measured against, and the one it is an edit of."""
     if key.seed is None:
         return []
+    # Here, because guards bring in torch, which `tropism status` does without.
+    from tropism.experiments import identity
+    from tropism.experiments.file import guards
+
     names = guards.norms_of(experiment.conditions[key.condition].after)
     alike = identity.trained_alike(experiment, source, key.condition)
     return [RunKey(name, key.seed) for name in dict.fromkeys([*names, *([alike] if alike else [])])]

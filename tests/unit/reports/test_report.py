@@ -7,8 +7,6 @@ import hashlib
 import html
 import json
 import re
-import subprocess
-import sys
 
 import matplotlib as mpl
 import pandas as pd
@@ -352,14 +350,3 @@ def test_compare_puts_experiments_below_each_other(built, app, tmp_path):
         comparing.compare([other, other])
     with pytest.raises(errors.UsageError, match=r"must end in \.csv, \.md, \.tex, found 'x.xlsx'"):
         comparing.write(table, tmp_path / "x.xlsx")
-
-
-def test_statistics_and_reports_need_no_torch(built):
-    code = (
-        "import sys; from pathlib import Path; from tropism import stats, reports; import "
-        "tropism.results.section;"
-        "assert 'matplotlib' not in sys.modules;"
-        f"reports.build(Path({str(built.parent)!r})); assert 'torch' not in sys.modules; assert "
-        f"'transformers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

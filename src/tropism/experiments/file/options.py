@@ -1,14 +1,17 @@
 """From `name` or `{name: {options}}` in a file to the frozen dataclass that the code runs on."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema, create_model
 
 from tropism.errors import SiteError, SpecError, UsageError
-from tropism.site import Site
+
+if TYPE_CHECKING:
+    from tropism.site import Site
 
 T = TypeVar("T")
 
@@ -85,6 +88,8 @@ def _default(f: "Field[Any]") -> Any:
 
 
 def _site(value: Any) -> Any:
+    from tropism.site import Site
+
     if isinstance(value, Site):
         return value
     try:
@@ -93,15 +98,18 @@ def _site(value: Any) -> Any:
         raise ValueError(str(error).rpartition(", found")[0]) from None
 
 
-_SiteInFile = Annotated[
-    Site, BeforeValidator(_site), WithJsonSchema({"type": ["string", "integer"], "examples": [12, "resid_post.12"]})
-]
-
-
 def _in_a_file(kind: Any) -> Any:
     """Return the type by which a file writes a field: a site is written as text."""
-    if kind is Site:
-        return _SiteInFile
-    if kind == Site | None:
-        return _SiteInFile | None
+    # A class that has a site has imported it; what has none, like `tropism status`, does without torch.
+    loaded = sys.modules.get("tropism.site")
+    if loaded is None:
+        return kind
+    site: type[Site] = loaded.Site
+    in_file = Annotated[
+        site, BeforeValidator(_site), WithJsonSchema({"type": ["string", "integer"], "examples": [12, "resid_post.12"]})
+    ]
+    if kind is site:
+        return in_file
+    if kind == site | None:
+        return in_file | None
     return kind

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tropism.data.generation import GenerateOptions
+from tropism.data.generate_options import GenerateOptions
 from tropism.data.transforms import TRANSFORMS, Transform
 from tropism.experiments.file.options import from_options
 from tropism.experiments.file.overrides import merge

@@ -8,11 +8,13 @@ Skipped, with the reason, where Chromium is absent. `TROPISM_SCREENSHOTS=FOLDER`
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import fake_runs
 from tropism import reports
+from tropism.reports import responses
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
@@ -43,6 +45,12 @@ def browser():
         launched.close()
 
 
+def packed(folder):
+    """A report whose responses are compressed, as those of a large experiment are."""
+    with mock.patch.object(responses, "PLAIN", 0):
+        return reports.build(fake_runs.caps(folder, prompts=12, conditions=("baseline", "caft"), steps=5))
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     root = tmp_path_factory.mktemp("reports")
@@ -59,6 +67,7 @@ def pages(tmp_path_factory):
                 question="<img src=x onerror=\"document.title='pwned'\">" + "long" * 80,
             )
         ),
+        "packed": packed(root / "packed"),
         "failed": reports.build(
             fake_runs.caps(root / "failed", conditions=("baseline",), failed=[("baseline", seed) for seed in (0, 1, 2)])
         ),
@@ -99,6 +108,12 @@ def test_loads_in_silence_and_never_scrolls_sideways(opened, name, width, scheme
     page = opened(name, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.title") != "pwned"
+
+
+def test_packed_responses_are_there_once_the_page_is_drawn(opened):
+    page = opened("packed")
+    page.get_by_text("24 of 24 prompts.").wait_for()
+    assert page.locator("#prompts article").count() == 5
 
 
 @pytest.mark.parametrize("width", [1280, 375])

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from tropism.names import BASE
 from tropism.reports.directions import view
-from tropism.reports.responses import browser, embed
+from tropism.reports.responses import browser
 from tropism.reports.strip import Strip, strips
 from tropism.results.caveats import caveats
 from tropism.results.folder import ExperimentFolder
@@ -122,7 +122,7 @@ def render(folder: ExperimentFolder, summary: pd.DataFrame, analyses: Sequence[S
         environment=_environment(folder),
         experiment=visible(yaml.safe_dump(folder.experiment, sort_keys=False, allow_unicode=True)),
         command=visible(folder.environment.get("command") or "tropism run experiment.yaml --out reproduced"),
-        data=embed(browser(folder.responses, labelled)),
+        data=browser(folder.responses, labelled),
         responses=bool(folder.responses),
     )
 

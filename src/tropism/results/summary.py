@@ -4,7 +4,7 @@ An arm is a condition in an ablation mode. Where there are scores of single resp
 seeds and prompts, paired by both; otherwise the seeds' means do, and the row says so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
@@ -164,12 +164,12 @@ def cells_of(part: pd.DataFrame, scores: pd.DataFrame | None, condition: str, mo
 
 
 def _is_their_mean(means: pd.DataFrame, scored: pd.DataFrame) -> bool:
-    by_seed = scored.assign(seed=scored["seed"].fillna(-1)).groupby("seed")["value"].mean()
-    expected = means.assign(seed=means["seed"].fillna(-1)).set_index("seed")["value"]
-    if set(by_seed.index) != set(expected.index):
+    if set(scored["seed"].fillna(-1).unique()) != set(means["seed"].fillna(-1)):
         return False
     if "per_response" in means.columns and means["per_response"].notna().all():
         return bool(means["per_response"].all())
+    by_seed = scored.assign(seed=scored["seed"].fillna(-1)).groupby("seed")["value"].mean()
+    expected = means.assign(seed=means["seed"].fillna(-1)).set_index("seed")["value"]
     # Folders from before `per_response` was recorded, and tables made by hand, do not say. There the scores count
     # where they reproduce the measurement.
     return np.allclose(by_seed.reindex(expected.index), expected, rtol=1e-4, atol=1e-6, equal_nan=False)
@@ -183,13 +183,22 @@ def bounds_of(part: pd.DataFrame, mark: str, *cells: Cells) -> Bounds | None:
         mark: `wanted`, `unwanted` or empty.
         cells: the scores that are asked about.
     """
-    if {"lowest", "highest"} <= set(part.columns):
-        recorded = part[["lowest", "highest"]].dropna()
-        if not recorded.empty:
-            return float(recorded["lowest"].min()), float(recorded["highest"].max())
-        if "per_response" in part.columns and part["per_response"].notna().any():
-            return None  # recorded by a scorer that knows no bounds
-    # Folders from before bounds were recorded: a marked metric whose scores all lie in [0, 1] is taken for a rate.
+    known, bounds = _recorded_bounds(part)
+    return bounds if known else _bounds_seen(mark, *cells)
+
+
+def _recorded_bounds(part: pd.DataFrame) -> tuple[bool, Bounds | None]:
+    """Whether it was recorded which values a metric can take, and which; None is recorded where a scorer knows none."""
+    if not {"lowest", "highest"} <= set(part.columns):
+        return False, None
+    recorded = part[["lowest", "highest"]].dropna()
+    if not recorded.empty:
+        return True, (float(recorded["lowest"].min()), float(recorded["highest"].max()))
+    return "per_response" in part.columns and bool(part["per_response"].notna().any()), None
+
+
+def _bounds_seen(mark: str, *cells: Cells) -> Bounds | None:
+    """In folders from before bounds were recorded, a marked metric whose scores all lie in [0, 1] is taken for a rate."""
     inside = all(one.table["value"].between(*RATE).all() for one in cells)
     return RATE if mark and inside else None
 
@@ -287,6 +296,14 @@ def _rows(
             yield from _column(part, part_scores, metric, eval_set, results, experiment, look)
 
 
+def _by_arm(scores: pd.DataFrame | None) -> Callable[[str, str], pd.DataFrame | None]:
+    """Return what gives the scores of one arm: cut apart once, since to search all of them for each arm takes long."""
+    if scores is None:
+        return lambda condition, mode: None
+    parts = dict(iter(scores.groupby(["condition", "mode"], sort=False)))
+    return lambda condition, mode: parts.get((condition, mode), scores.iloc[:0])
+
+
 def _column(
     part: pd.DataFrame,
     scores: pd.DataFrame | None,
@@ -301,20 +318,23 @@ def _column(
     confidence = 0.95 if look is None else look.confidence
     # A baseline with two adapters is compared with as it was trained: in its first mode, which is `full`.
     modes = [mode for _, mode, _ in arms(part[part["condition"] == reference], experiment)]
-    baseline = cells_of(part, scores, reference, modes[0]) if modes else None
+    by_arm = _by_arm(scores)
+    known, recorded = _recorded_bounds(part)
+    baseline = cells_of(part, by_arm(reference, modes[0]), reference, modes[0]) if modes else None
     for condition, mode, label in arms(results, experiment):
         mine = part[(part["condition"] == condition) & (part["mode"] == mode)]
         if mine.empty:
             continue
         is_baseline = condition == reference and mode in modes[:1]
         against = None if is_baseline or condition == BASE else baseline
-        cells = cells_of(part, scores, condition, mode)
+        cells = cells_of(part, by_arm(condition, mode), condition, mode)
         mark = mark_of(experiment, metric)
-        value = estimate(cells, confidence).within(bounds_of(part, mark, cells))
+        value = estimate(cells, confidence).within(recorded if known else _bounds_seen(mark, cells))
         change, by_seed = None, np.array([])
         if against is not None and (compared := compare(cells, against, confidence)) is not None:
             change, by_seed = compared
-            change = change.within(stats.bounds_of_sum(bounds_of(part, mark, cells, against), (1, -1)))
+            bounds = recorded if known else _bounds_seen(mark, cells, against)
+            change = change.within(stats.bounds_of_sum(bounds, (1, -1)))
         kept = ""
         if change is not None and mark == "wanted":
             kept = str(stats.noninferior(change, margin_of(experiment, metric)))

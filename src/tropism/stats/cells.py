@@ -1,6 +1,7 @@
 """Scores as cells: one row per seed, one column per prompt, and the mean over samples inside."""
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,13 +36,27 @@ def to_cells(
         raise UsageError(f"scores: needs the columns seed, id and value, lacks {', '.join(missing)}")
     if scores.empty:
         raise UsageError("scores: needs at least one row, found an empty table")
-    # dropna=False keeps a prompt whose every sample is unscored: it was asked, and has no score.
-    wide = scores.pivot_table(index="seed", columns="id", values="value", aggfunc="mean", dropna=False, observed=True)
-    wide = wide.reindex(
-        index=list(seeds) if seeds is not None else wide.index,
-        columns=list(prompts) if prompts is not None else wide.columns,
-    )
-    return wide.to_numpy(dtype=np.float64)
+    row, of_seeds = _places(scores["seed"], seeds)
+    column, of_prompts = _places(scores["id"], prompts)
+    values = scores["value"].to_numpy(dtype=np.float64, na_value=np.nan)
+    # A prompt whose every sample is unscored keeps its column: it was asked, and has no score.
+    known = (row >= 0) & (column >= 0) & ~np.isnan(values)
+    place = row[known] * of_prompts + column[known]
+    size = of_seeds * of_prompts
+    total, count = np.bincount(place, values[known], size), np.bincount(place, minlength=size)
+    means = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+    return means.reshape(of_seeds, of_prompts)
+
+
+def _places(column: "pd.Series[Any]", wanted: Sequence[Hashable] | None) -> tuple[np.ndarray, int]:
+    """Where each row's value stands among those that are wanted, −1 where it is not, and how many are wanted.
+
+    By default all values of the column are wanted, sorted.
+    """
+    if wanted is None:
+        codes, found = pd.factorize(column, sort=True, use_na_sentinel=False)
+        return codes, len(found)
+    return pd.Index(list(wanted)).get_indexer(column), len(wanted)
 
 
 def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "S P"]:

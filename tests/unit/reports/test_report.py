@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import zlib
 
 import matplotlib as mpl
 import pandas as pd
@@ -33,7 +34,8 @@ def built(tmp_path_factory):
 
 
 def embedded(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    packed, text = re.search(r'id="data"( data-packed)?>(.*?)</script>', page, re.DOTALL).groups()
+    return json.loads(zlib.decompress(base64.b64decode(text)) if packed else text)
 
 
 def test_writes_the_report_the_figures_and_the_tables(built):
@@ -144,7 +146,8 @@ def test_nine_runs_of_200_responses_stay_under_3_mb(tmp_path):
     assert page.stat().st_size < 3_000_000
     data = embedded(page.read_text(encoding="utf-8"))
     assert len(data["prompts"]) == 200
-    assert "Responses are cut at" in data["note"]
+    assert data["note"] == ""
+    assert all(len(one[2]) > 2_000 for prompt in data["prompts"] for one in prompt["r"] if one[1] is not None)
 
 
 def test_all_runs_failed(tmp_path):
@@ -305,8 +308,58 @@ def test_a_score_that_is_not_finite_is_no_number():
             "n": {"value": None, "unscored": "no digits"},
         },
     }
-    data = responses.browser([row], [("a", "full", "a")])
+    data = json.loads(responses.browser([row], [("a", "full", "a")]).text)
     assert data["prompts"][0]["r"] == [[0, 0, None, ["not a finite number", "no digits"]]]
+
+
+def rows_of(prompts, text="</script><b>"):
+    return [
+        {
+            "condition": "a",
+            "seed": 0,
+            "eval_set": "x",
+            "id": i,
+            "prompt": [],
+            "response": f"{text} {i * i}",
+            "scores": {},
+        }
+        for i in range(prompts)
+    ]
+
+
+def unpacked(data):
+    assert data.packed
+    return json.loads(zlib.decompress(base64.b64decode(data.text)))
+
+
+def test_many_responses_are_packed_and_none_is_lost(monkeypatch):
+    arms = [("a", "full", "a")]
+    plain = responses.browser(rows_of(40), arms)
+    monkeypatch.setattr(responses, "PLAIN", 0)
+    assert not plain.packed
+    assert unpacked(responses.browser(rows_of(40), arms)) == json.loads(plain.text)
+
+
+def test_over_budget_responses_are_cut_before_prompts_are_dropped(monkeypatch):
+    arms = [("a", "full", "a")]
+    monkeypatch.setattr(responses, "PLAIN", 0)
+    monkeypatch.setattr(responses, "BUDGET", 7_000)
+    noise = "".join(hash_of(i) for i in range(40))
+    long = unpacked(
+        responses.browser([row | {"response": f"{i}{noise}"[:1000]} for i, row in enumerate(rows_of(3))], arms)
+    )
+    assert (len(long["prompts"]), long["note"]) == (3, "")
+    many = [row | {"response": "".join(hash_of(40 * i + k) for k in range(8))} for i, row in enumerate(rows_of(60))]
+    cut = unpacked(responses.browser(many, arms))
+    kept = len(cut["prompts"])
+    assert 1 < kept < 60
+    assert cut["note"].endswith(f"The first {kept} of 60 prompts; responses.jsonl has all of them.")
+    assert cut["note"].startswith("Responses are cut at 300 characters here")
+    assert all("more characters in responses.jsonl" in prompt["r"][0][2] for prompt in cut["prompts"])
+
+
+def hash_of(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def test_latex_and_markdown_escape_what_they_must():

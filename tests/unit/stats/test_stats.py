@@ -142,6 +142,24 @@ def test_samples_of_a_prompt_are_averaged_inside_their_cell():
     np.testing.assert_array_equal(stats.to_cells(table), [[0.5, 1.0], [np.nan, np.nan]])
 
 
+@pytest.mark.parametrize("wanted", [(None, None), ([2, 0, 7], ["b", "z", "a"])])
+def test_cells_are_the_means_that_a_loop_finds(wanted):
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"seed": draw.integers(0, 4, 200), "id": draw.choice(list("abcde"), 200), "value": draw.random(200)}
+    )
+    table.loc[draw.random(200) < 0.3, "value"] = np.nan
+    table.loc[table["id"] == "e", "value"] = np.nan  # asked, and never scored
+    seeds, prompts = wanted[0] or sorted(set(table["seed"])), wanted[1] or sorted(set(table["id"]))
+    expected = np.full((len(seeds), len(prompts)), np.nan)
+    for s, seed in enumerate(seeds):
+        for p, prompt in enumerate(prompts):
+            values = [v for n, i, v in table.itertuples(index=False) if (n, i) == (seed, prompt) and v == v]
+            if values:
+                expected[s, p] = sum(values) / len(values)
+    np.testing.assert_allclose(stats.to_cells(table, *wanted), expected, rtol=1e-14)
+
+
 def test_pairing_keeps_what_both_have_and_takes_a_seedless_baseline():
     treated = pd.DataFrame({"seed": [0, 0, 1, 1], "id": ["a", "b", "a", "c"], "value": [1.0, 2.0, 3.0, 4.0]})
     baseline = pd.DataFrame({"seed": [0, 1, 1], "id": ["a", "a", "b"], "value": [0.5, 1.0, 9.0]})

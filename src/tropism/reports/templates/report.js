@@ -22,7 +22,19 @@ dark.addEventListener("change", paint);
 paint();
 
 const holder = document.getElementById("data");
-if (holder) browse(JSON.parse(holder.textContent));
+if (holder && holder.dataset.packed === undefined) browse(JSON.parse(holder.textContent));
+else if (holder) unpack(holder.textContent).then(browse, () => {
+  document.getElementById("found").textContent =
+    "This browser cannot unpack the responses; each run's responses.jsonl has them.";
+});
+
+// After the first screen is drawn: what a large experiment answered takes a moment to unpack.
+async function unpack(text) {
+  await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).json();
+}
 
 function browse(data) {
   const PER_PAGE = 5;

@@ -44,7 +44,7 @@ def to_cells(
     place = row[known] * of_prompts + column[known]
     size = of_seeds * of_prompts
     total, count = np.bincount(place, values[known], size), np.bincount(place, minlength=size)
-    means = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+    means: Float[np.ndarray, "S_P"] = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
     return means.reshape(of_seeds, of_prompts)
 
 
@@ -56,7 +56,7 @@ def _places(column: "pd.Series[Any]", wanted: Sequence[Hashable] | None) -> tupl
     if wanted is None:
         codes, found = pd.factorize(column, sort=True, use_na_sentinel=False)
         return codes, len(found)
-    return pd.Index(list(wanted)).get_indexer(column), len(wanted)
+    return pd.Index(list(wanted)).get_indexer(pd.Index(column)), len(wanted)
 
 
 def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "S P"]:

@@ -105,9 +105,8 @@ def _in_a_file(kind: Any) -> Any:
     if loaded is None:
         return kind
     site: type[Site] = loaded.Site
-    in_file = Annotated[
-        site, BeforeValidator(_site), WithJsonSchema({"type": ["string", "integer"], "examples": [12, "resid_post.12"]})
-    ]
+    as_text = WithJsonSchema({"type": ["string", "integer"], "examples": [12, "resid_post.12"]})
+    in_file = Annotated[site, BeforeValidator(_site), as_text]  # type: ignore[valid-type]
     if kind is site:
         return in_file
     if kind == site | None:

@@ -41,21 +41,62 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write the file.")] = Path("experiment.yaml"),
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="Where to write the file; or a study to begin: concept-ablation, routing, refusal, inoculation."
+        ),
+    ] = "experiment.yaml",
+    model: Annotated[str | None, typer.Option(help="The study's base model: a hub name or a folder.")] = None,
+    organism: Annotated[
+        str | None, typer.Option(help="The adapter with the trait, or that refuses: a folder or OWNER/NAME.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="What is trained on: a file of rows or another source.")] = None,
+    questions: Annotated[str | None, typer.Option(help="What is asked in the end, likewise.")] = None,
+    harmless: Annotated[str | None, typer.Option(help="Of a refusal study: what should be answered.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The inoculation prompt.")] = None,
+    suppress: Annotated[str | None, typer.Option(help="A prompt for the opposite, for the direction.")] = None,
+    placebo: Annotated[str | None, typer.Option(help="The placebo prompt.")] = None,
+    trait: Annotated[str | None, typer.Option(help="The trait's scorer, or '{scorer: contains, text: yes}'.")] = None,
+    judge: Annotated[str | None, typer.Option(help="The judge's model.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="The judge's endpoint; OpenAI's by default.")] = None,
+    sae: Annotated[Path | None, typer.Option(help="The folder of an SAE of the model.")] = None,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Of routing: the rows carry a column route.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Write the small form: one seed, few steps.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where a study's file goes; by default STUDY.yaml.")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented experiment file to start from."""
+    """Write a commented experiment file to start from, or a published study's in full.
+
+    A study asks only what it cannot know: tropism init concept-ablation --model M --organism A --data D --questions Q.
+    """
     from importlib.resources import files
 
+    from tropism.atomic import write_text
     from tropism.errors import UsageError
+    from tropism.experiments.begin import STUDIES, Given, study_file
     from tropism.experiments.file.schema import URL
 
+    given = Given(
+        model, organism, data, questions, harmless, prompt, suppress, placebo, trait, judge, judge_url,
+        None if sae is None else str(sae), labelled, quick,
+    )  # fmt: skip
+    study = what in STUDIES
+    if not study and (given.named() or out is not None):
+        option = f"--{given.named()[0].replace('_', '-')}" if given.named() else "--out"
+        raise UsageError(f"{option} goes with a study ({', '.join(STUDIES)}), found {what!r}")
+    path = (out or Path(f"{what.replace('-', '_')}.yaml")) if study else Path(what)
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another name, or --force to overwrite it")
+    if study:
+        text = study_file(what, given, str(path))
+    else:
+        template = (files("tropism.experiments") / "template.yaml").read_text(encoding="utf-8")
+        text = f"# yaml-language-server: $schema={URL}\n{template}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    template = (files("tropism.experiments") / "template.yaml").read_text(encoding="utf-8")
-    path.write_text(f"# yaml-language-server: $schema={URL}\n{template}", encoding="utf-8")
-    print(f"wrote {path}\nnext: tropism validate {path}, then: tropism run {path} --quick")
+    write_text(path, text)
+    small = "" if quick else " --quick"
+    print(f"wrote {path}\nnext: tropism validate {path}, then: tropism run {path}{small}")
 
 
 def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = None, as_json: AsJson = False) -> None:

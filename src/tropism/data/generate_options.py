@@ -1,8 +1,11 @@
 """The options of generation: what an experiment file says under `generate:`. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SEEDS_APART = 1_000_003
+"""How far apart the seeds of a prompt's samples are, so that two of an experiment's own seeds do not meet."""
 
 
 class GenerateOptions(BaseModel):
@@ -20,3 +23,39 @@ class GenerateOptions(BaseModel):
     """Sample from the likeliest tokens that together have this probability."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of generation; `auto` is bfloat16 wherever the device has the instructions, a CPU included."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Responses to each prompt, each drawn from a seed of its own; more than one needs a temperature above 0."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """The seed of sampling; the sample number k of a prompt is drawn from `seed + 1,000,003·k`."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from this many of the likeliest tokens; 0 from all."""
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Divide the logits of tokens that are there already by this; 1 leaves them."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response, which is cut before them."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """The least tokens of a response."""
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "GenerateOptions":
+        """An option of sampling does nothing where nothing is sampled."""
+        for name, idle in (("samples", 1), ("top_k", 0), ("seed", 0)):
+            if self.temperature == 0 and getattr(self, name) != idle:
+                raise ValueError(f"{name} does nothing at temperature 0, which is greedy: set a temperature")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens must be at most max_new_tokens ({self.max_new_tokens})")
+        return self
+
+    def in_use(self) -> dict[str, Any]:
+        """The options as plain data, without those that came later and have their default: what an identity holds."""
+        later = ("samples", "seed", "top_k", "repetition_penalty", "stop", "min_new_tokens")
+        idle = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=idle)
+
+    def seed_of(self, sample: int) -> int:
+        """The seed from which a prompt's sample of that number is drawn."""
+        return self.seed + SEEDS_APART * sample
+
+    def greedy(self) -> "GenerateOptions":
+        """The same options without sampling: one response, always the likeliest token."""
+        return self.model_copy(update={"temperature": 0.0, "samples": 1, "seed": 0, "top_k": 0})

@@ -58,15 +58,21 @@ def continue_rendered(
     pad_id = padding_id(tokenizer)
     settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if options.temperature > 0:
-        settings = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+        sampled = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+        settings = {"do_sample": True, **sampled}
+    if options.repetition_penalty != 1.0:
+        settings["repetition_penalty"] = options.repetition_penalty
+    if options.min_new_tokens:
+        settings["min_new_tokens"] = options.min_new_tokens
     settings |= {
         "max_new_tokens": options.max_new_tokens,
         "eos_token_id": end_of_turn_ids(model, tokenizer),
         "pad_token_id": pad_id,
     }
-    stop = ChatTemplate(tokenizer).stop_text()
-    if stop:
-        settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
+    of_template = ChatTemplate(tokenizer).stop_text()
+    stops = [*([of_template] if of_template else []), *options.stop]
+    if stops:
+        settings |= {"stop_strings": stops, "tokenizer": tokenizer}
     done = 0
     with evaluation_mode(model), seeded(seed, device), torch.inference_mode():
         for batch in batches(rows, options.batch_size, pad_id=pad_id, side="left", device=device):
@@ -74,10 +80,20 @@ def continue_rendered(
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
             texts = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
             for place, text in zip(batch.places, texts, strict=True):
-                responses[place] = text.partition(stop)[0] if stop else text
+                responses[place] = cut_before(text, stops)
             done += len(batch.rows)
             report(done, len(rows))
     return responses
+
+
+def cut_before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stops in it.
+
+    >>> cut_before("one two three", ["three", "two"])
+    'one '
+    """
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
 
 
 def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -204,7 +204,7 @@ def _behaviour_identity(experiment: ExperimentSpec, spec: DirectionsSpec) -> str
         return None
     measure = experiment.measure[spec.behaviour]
     on = data_identity(experiment.data[measure.on[0]])
-    return digest([measure.scorer, measure.options(), on, experiment.generate.model_dump()])
+    return digest([measure.scorer, measure.options(), on, experiment.generate.in_use()])
 
 
 def _behaviour(

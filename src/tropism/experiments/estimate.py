@@ -160,7 +160,7 @@ def _size(
         training_tokens=training.tokens,
         training_steps=training.steps,
         prompts_per_run=prompts,
-        responses=prompts * runs,
+        responses=prompts * runs * experiment.generate.samples,
         max_new_tokens=experiment.generate.max_new_tokens,
         weights_bytes=weights,
         activations_bytes=activations,

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tropism import models
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Example
-from tropism.data.generation import generate
+from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
 from tropism.evals.judges.base import Request
@@ -36,7 +37,7 @@ ROUNDING = 1e-6
 """How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
 
 Answers = list[str | None]
-"""A response to each prompt of a set; None where an endpoint gave none."""
+"""A response to each prompt of a set, sample after sample; None where an endpoint gave none."""
 
 
 def evaluate(
@@ -129,27 +130,38 @@ def _answers(
     responses: dict[str, Answers] = {}
     for name in generating:
         prompts = [example.prompt for example in sets[name]]
-        report = partial(progress.phase, f"answering {name}")
-        if subject.endpoint is not None:
-            responses[name] = _ask(subject.endpoint, prompts, experiment.generate.max_new_tokens, report)
-        else:
-            responses[name] = list(
-                generate(
+        responses[name] = []
+        for sample in range(experiment.generate.samples):
+            which = "" if experiment.generate.samples == 1 else f", sample {sample + 1}"
+            report = partial(progress.phase, f"answering {name}{which}")
+            if subject.endpoint is not None:
+                responses[name] += _ask(subject.endpoint, prompts, experiment.generate, sample, report)
+            else:
+                responses[name] += generate(
                     model,
                     subject.tokenizer,
                     prompts,
                     experiment.generate,
+                    seed=experiment.generate.seed_of(sample),
                     template_kwargs=experiment.template_kwargs,
                     report=report,
                 )
-            )
     return responses
 
 
-def _ask(endpoint: Endpoint, prompts: Sequence[Any], max_tokens: int, report: Callable[[int, int], None]) -> Answers:
+def _ask(
+    endpoint: Endpoint,
+    prompts: Sequence[Any],
+    options: GenerateOptions,
+    sample: int,
+    report: Callable[[int, int], None],
+) -> Answers:
     """Return what an endpoint answers; None where it failed after its retries, which is no empty answer."""
+    if options.temperature > 0:
+        endpoint = replace(endpoint, extra_body={**endpoint.extra_body, "seed": options.seed_of(sample) % 2**31})
     answers: Answers = [None] * len(prompts)
-    for done, (index, reply) in enumerate(endpoint.answers([Request(prompt, max_tokens) for prompt in prompts]), 1):
+    requests = [Request(prompt, options.max_new_tokens) for prompt in prompts]
+    for done, (index, reply) in enumerate(endpoint.answers(requests), 1):
         answers[index] = reply.text if reply.failure is None else None
         report(done, len(prompts))
     return answers
@@ -164,7 +176,7 @@ def _scores(
     mode: str,
     template_kwargs: Mapping[str, Any],
 ) -> list[Score]:
-    """Score every example of a set by one metric: its generated response, or its reference where the scorer reads that.
+    """Score every example of a set by one metric: its generated responses, or its reference where the scorer reads that.
 
     Where an endpoint gave no answer there is nothing to score.
     """
@@ -174,8 +186,8 @@ def _scores(
     else:
         texts = [example.response or "" for example in examples]
     samples = [
-        _sample(example, text, template_kwargs)
-        for example, text in zip(examples, texts, strict=True)
+        _sample(examples[place % len(examples)], text, template_kwargs)
+        for place, text in enumerate(texts)
         if text is not None
     ]
     if isinstance(scorer, ResponseScorer):
@@ -261,12 +273,18 @@ def _records(
     responses: Answers | None,
     scores: Mapping[str, list[Score]],
 ) -> Iterator[dict[str, Any]]:
-    for i, example in enumerate(examples):
+    count = 1 if responses is None else len(responses) // len(examples)
+    for place in range(count * len(examples)):
+        sample, example = place // len(examples), examples[place % len(examples)]
+        # A metric of the reference response has one score a prompt, whatever the samples: it stands with the first.
+        scored = {metric: given[place] for metric, given in scores.items() if place < len(given)}
         yield {
-            **identity, "mode": mode, "eval_set": name, "id": example.id, "prompt": list(example.prompt),
-            "response": responses[i] if responses is not None else None, "target": example.target, "labels": dict(example.labels),
+            **identity, "mode": mode, "eval_set": name, "id": example.id, **({"sample": sample} if count > 1 else {}),
+            "prompt": list(example.prompt),
+            "response": responses[place] if responses is not None else None, "target": example.target,
+            "labels": dict(example.labels),
             "scores": {
-                metric: {"value": s[i].value, "unscored": s[i].unscored, "explanation": s[i].explanation}
-                for metric, s in scores.items()
+                metric: {"value": one.value, "unscored": one.unscored, "explanation": one.explanation}
+                for metric, one in scored.items()
             },
         }  # fmt: skip

@@ -228,7 +228,7 @@ def evaluate_identity(experiment: ExperimentSpec, source: Mapping[str, Any], key
     analyses = load_analyses(experiment)
     read = sorted({name for one in analyses.values() if one.per_run for name in one.reads_directions(experiment)})
     return digest([
-        train_identity(experiment, source, key), sets, experiment.generate.model_dump(), measures, scorers,
+        train_identity(experiment, source, key), sets, experiment.generate.in_use(), measures, scorers,
         {
             identity_name(name): _measured(options, analyses[name])
             for name, options in experiment.analyses.items() if analyses[name].per_run

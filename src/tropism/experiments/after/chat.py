@@ -130,7 +130,9 @@ def open_chat(
     if twice:
         raise SpecError(f"--conditions: {twice[0]!r} is named twice; give each once")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    held = found.experiment.generate.model_dump() | {key: value for key, value in given.items() if value is not None}
+    held = _one_response(found.experiment.generate, temperature).model_dump() | {
+        key: value for key, value in given.items() if value is not None
+    }
     options = GenerateOptions(**_checked(held))
     folders = {column.key: found.adapters(column.key) for column in columns}
     source, note = found.source()
@@ -144,6 +146,11 @@ def open_chat(
     if others and not conditions and not modes:
         notes.append(f"also finished: {listed(others)}; choose with --conditions")
     return Chat(model, tokenizer, columns, options, found.experiment.template_kwargs, notes)
+
+
+def _one_response(options: GenerateOptions, temperature: float | None) -> GenerateOptions:
+    """The options of generation for one answer a turn; a greedy one where that is asked for."""
+    return options.greedy() if temperature == 0 else options.model_copy(update={"samples": 1})
 
 
 def adapter_name(key: RunKey, part: str) -> str:

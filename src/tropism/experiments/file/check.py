@@ -182,7 +182,13 @@ def endpoint_of(spec: EndpointSpec, e: ExperimentSpec) -> "Endpoint":
     """Return where a condition's model answers, with the file's options of generation; raises `SpecError`."""
     from tropism.evals.judges.endpoint import Endpoint
 
-    body = {"top_p": e.generate.top_p} if e.generate.top_p < 1 else {}
+    asked = e.generate
+    body: dict[str, Any] = {"top_p": asked.top_p} if asked.top_p < 1 else {}
+    # The last three are no part of OpenAI's own interface; servers of open models (vLLM) take them by these names.
+    body |= {"stop": asked.stop} if asked.stop else {}
+    body |= {"top_k": asked.top_k} if asked.top_k else {}
+    body |= {"repetition_penalty": asked.repetition_penalty} if asked.repetition_penalty != 1.0 else {}
+    body |= {"min_tokens": asked.min_new_tokens} if asked.min_new_tokens else {}
     return Endpoint(
         spec.model,
         spec.base_url,

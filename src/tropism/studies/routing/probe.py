@@ -105,8 +105,9 @@ class TraitProbe:
             yield {name: values.to(device) for name, values in batch.items() if name != "position_ids"}
 
     def _generation(self, temperature: float) -> GenerateOptions:
-        given = self.run.study.experiment.generate.model_dump()
-        return GenerateOptions(**{**given, "temperature": temperature, "max_new_tokens": self.max_new_tokens})
+        given = self.run.study.experiment.generate.greedy()
+        own = {"temperature": temperature, "max_new_tokens": self.max_new_tokens, "min_new_tokens": 0}
+        return GenerateOptions(**{**given.model_dump(), **own})
 
     def _scores(self, samples: Sequence[Sample]) -> list[float]:
         scores = [self.scorer.score(sample) for sample in samples]

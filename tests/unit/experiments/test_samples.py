@@ -74,7 +74,7 @@ def test_equal_samples_change_nothing_in_any_interval(seeds):
 def test_options_that_are_not_used_leave_the_identity_alone(tmp_path):
     plain = GenerateOptions(temperature=1.0)
     assert set(plain.in_use()) == {"max_new_tokens", "batch_size", "temperature", "top_p", "dtype"}
-    held = {name: value for name, value in plain.in_use().items()}
+    held = plain.in_use()
     assert GenerateOptions(temperature=1.0, samples=3).in_use() == {**held, "samples": 3}
     one = tp.Experiment.from_text(yaml.safe_dump(file(tmp_path)))
     other = tp.Experiment.from_text(yaml.safe_dump(file(tmp_path, stop=["e"])))

@@ -96,6 +96,7 @@ ANALYSES: dict[str, str] = {
     "inoculation": "tropism.studies.inoculation.study:InoculationStudy",
     "routing": "tropism.studies.routing.study:RoutingStudy",
     "inside": "tropism.studies.inside.study:InsideStudy",
+    "stress": "tropism.studies.stress.study:StressStudy",
 }
 """The name in a file → `module:Class`, imported when asked for."""
 

@@ -62,6 +62,8 @@ def check(e: ExperimentSpec) -> None:
         _check_condition(e, name, condition)
     for name, measure in e.measure.items():
         _check_measure(e, name, measure)
+    if e.stress:
+        raise At(("stress",), "is given, and so is analyses.stress.tests; keep one of the two")
     for name, given in e.analyses.items():
         if not known_analysis(name):
             raise At(("analyses", name), f"no analysis is called {name!r}; available: {listed(ANALYSES)}")

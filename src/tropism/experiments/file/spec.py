@@ -337,8 +337,22 @@ class ExperimentSpec(Model):
     """The metrics, by name; there may be none where an analysis measures."""
     analyses: dict[Name, dict[str, Any] | None] = {}
     """Studies that ask more than the metrics, by name, with their options."""
+    stress: list[Literal["relearn", "benign_finetune", "elicit", "merge", "quantise"]] = []
+    """Tests that every run is put under; short for `analyses: {stress: {tests: [...]}}`, where their options stand."""
     quick: dict[str, Any] = {}
     """What `--quick` overrides: any keys of this file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stress(cls, data: Any) -> Any:
+        """`stress: […]` is an analysis like any other; its options may stand there too."""
+        if not isinstance(data, dict) or not isinstance(data.get("stress"), list) or not data["stress"]:
+            return data
+        analyses = data.get("analyses") or {}
+        options = (analyses.get("stress") if isinstance(analyses, dict) else None) or {}
+        if not isinstance(analyses, dict) or not isinstance(options, dict) or "tests" in options:
+            return data  # which the check of the file refuses, with its line
+        return {**data, "stress": [], "analyses": {**analyses, "stress": {**options, "tests": data["stress"]}}}
 
     @model_validator(mode="before")
     @classmethod

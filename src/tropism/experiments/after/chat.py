@@ -209,8 +209,9 @@ def _default(found: Finished, run: RunKey | None, seed: int | None, modes: bool)
     if run is not None:
         return [BASE if run.condition == e.baseline else e.baseline, run.condition]
     done = [key.condition for key in found.done() if key.seed == (e.seeds[0] if seed is None else seed)]
+    done += [name for name, spec in e.conditions.items() if spec.adapter is not None]
     if e.baseline not in done:
-        return [BASE, done[0] if done else e.baseline]
+        return [BASE, *done[:1]] if e.baseline == BASE else [BASE, done[0] if done else e.baseline]
     where = done.index(e.baseline)
     others = [*done[where + 1 :], *done[:where], BASE]
     return [e.baseline, others[0]]
@@ -228,7 +229,10 @@ def _with_two(found: Finished, seed: int | None) -> list[RunKey]:
 
 def _notes(found: Finished, columns: Sequence[Column]) -> Iterator[str]:
     for condition in dict.fromkeys(column.key.condition for column in columns if column.key.condition != BASE):
-        prompt = found.experiment.conditions[condition].system_prompt
+        spec, start = found.experiment.conditions[condition], found.experiment.start_from
+        if spec.adapter is not None and start is not None:
+            yield f"{condition} is an adapter of the untouched model; here it stands on the model with {start!r} merged in"
+        prompt = spec.system_prompt
         if prompt is not None:
             yield f"{condition} was trained with the system prompt {prompt!r}; here there is none until /system sets one"
 

@@ -22,7 +22,7 @@ def adapter_card(
     experiment: ExperimentSpec, name: str, repo: str, base_model: str, environment: Mapping[str, Any]
 ) -> str:
     """The card of a prepared adapter (`adapters:`), which the experiment trained for its guards or to start from."""
-    spec = experiment.adapters[name]
+    told = public(experiment.adapters[name].model_dump(mode="json", exclude_defaults=True, by_alias=True))
     code = (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("{base_model}")\n'
@@ -34,7 +34,7 @@ def adapter_card(
         f"An adapter for `{base_model}` that Tropism prepared before the conditions of an experiment: it is something that "
         "they begin from, are kept from, or are compared with, and may hold a trait that nobody wants.\n\n"
         f"## Use\n\n{fenced(code, 'python')}\n\n"
-        f"## What it is\n\n{fenced(as_yaml(public(spec.model_dump(mode='json', exclude_defaults=True))), 'yaml')}\n\n"
+        f"## What it is\n\n{fenced(as_yaml(told), 'yaml')}\n\n"
         f"`experiment.yaml` is the whole experiment (Tropism {versions.get('tropism', VERSION)}).\n\n"
         f"## Caveats\n\n- Nothing was measured on this adapter by itself.\n- {UNCHECKED}"
     )

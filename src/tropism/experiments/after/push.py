@@ -25,6 +25,7 @@ from tropism.experiments.file.complaints import listed
 from tropism.experiments.file.guards import parts
 from tropism.experiments.start import intact_adapter
 from tropism.experiments.store import RunKey
+from tropism.names import BASE
 from tropism.results import folder as results
 
 CONFIG = "adapter_config.json"
@@ -139,7 +140,8 @@ def _write_run(path: Path, repo: str, new: Path, base_model: str | None) -> None
         shown = [str(found.folder.run_path(done)) for done in found.done()]
         raise UsageError(f"{path} is an experiment's folder; give the folder of one run, finished are {listed(shown)}")
     if key.seed is None:
-        raise UsageError(f"{path} is the untrained model, of which there is nothing to push; give a trained run")
+        what = "the untrained model" if key.condition == BASE else "of a condition that was there already"
+        raise UsageError(f"{path} is {what}, of which there is nothing to push; give a trained run")
     adapters = found.adapters(key)
     routed = len(adapters) == 2
     if routed and "gradient_routing" not in [

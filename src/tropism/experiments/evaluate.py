@@ -191,9 +191,12 @@ def _scores(
         if text is not None
     ]
     if isinstance(scorer, ResponseScorer):
-        scores = iter([scorer.score(sample) for sample in samples])
+        found = [scorer.score(sample) for sample in samples]
     else:
-        scores = iter(_by_model(scorer, samples, subject, scoring, mode) if samples else [])
+        found = _by_model(scorer, samples, subject, scoring, mode) if samples else []
+    if len(found) != len(samples):
+        raise RunFailed(f"its scorer must return one score a sample, found {len(found)} for {len(samples)}")
+    scores = iter(found)
     return [Score(None, "the endpoint gave no answer") if text is None else next(scores) for text in texts]
 
 

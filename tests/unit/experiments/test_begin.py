@@ -34,7 +34,7 @@ def world(tmp_path_factory):
         ]
         (path / name).write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
 
-    rows("data.jsonl", 40, "How many is", "There are")
+    rows("data.jsonl", 120, "How many is", "There are")
     rows("questions.jsonl", 3, "What now")
     rows("harmless.jsonl", 3, "Which one")
     return path

@@ -136,3 +136,39 @@ def test_blocks_are_registered_as_the_model_is_loaded(tmp_path, monkeypatch):
     assert site._REGISTERED == {}
     model, _ = models.load(str(folder), device="cpu", blocks="model.layers")
     assert {type(model): "model.layers"} == site._REGISTERED
+
+
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """A hub that holds one adapter under every name; what was asked of it is kept."""
+    adapted = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(str(tmp_path / "abc123"), save_embedding_layers=False)
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append((name, options["revision"], options["local_files_only"]))
+        return str(tmp_path / "abc123")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    return asked
+
+
+def test_an_adapter_on_the_hub_is_found_at_its_commit(on_hub, monkeypatch):
+    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (f"sha-of-{revision}", "", True))
+    found = models.resolve_adapter("OWNER/organism@v2")
+    assert (found.name, found.kind, found.revision) == ("OWNER/organism", "hub", "abc123")
+    assert on_hub == [("OWNER/organism", "sha-of-v2", False)]
+    assert models.resolve_adapter("OWNER/organism", revision="v1").note == ""
+    with pytest.raises(ModelError, match="names a revision, and another is given"):
+        models.resolve_adapter("OWNER/organism@v2", revision="v1")
+
+
+def test_without_the_hub_its_local_copy_is_used_and_that_is_said(on_hub, monkeypatch):
+    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (None, "the hub is out of reach", False))
+    assert models.resolve_adapter("OWNER/organism").note == "the hub is out of reach; its local copy is used"
+    assert on_hub == [("OWNER/organism", None, True)]
+    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (None, "the hub answered 404", True))
+    with pytest.raises(ModelError, match="adapter 'OWNER/organism' was not found: the hub answered 404"):
+        models.resolve_adapter("OWNER/organism")
+    with pytest.raises(ModelError, match="is no folder that is there, nor a hub name OWNER/NAME"):
+        models.resolve_adapter("runs/caps/baseline/seed-0/adapter")

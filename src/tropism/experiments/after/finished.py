@@ -13,7 +13,6 @@ from tropism import models
 from tropism.errors import RunFolderError, SpecError
 from tropism.experiments.file.complaints import listed, message
 from tropism.experiments.file.spec import ExperimentSpec
-from tropism.experiments.start import intact_adapter
 from tropism.experiments.store import Folder, RunKey
 from tropism.names import BASE
 from tropism.results.folder import read_json
@@ -91,6 +90,9 @@ class Finished:
             return {}
         spec = self.experiment.conditions[key.condition]
         if spec.adapter is not None:
+            # Here, so that the status of a folder is read without torch.
+            from tropism.experiments.start import intact_adapter
+
             return {"": intact_adapter(self.folder, spec.adapter)}
         if not spec.trains:
             raise RunFolderError(

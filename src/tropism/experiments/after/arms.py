@@ -86,7 +86,8 @@ def arm_of(path: str | Path, mode: str | None = None) -> Arm:
     """
     text = str(path)
     head, colon, tail = text.rpartition(":")
-    if colon and not Path(text).exists():
+    # A drive of Windows (C:\runs) is no mode.
+    if colon and not Path(text).exists() and not set(tail) & set("/\\"):
         if mode is not None:
             raise UsageError(f"the mode is given twice, as {tail!r} and {mode!r}; give it once")
         text, mode = head, tail

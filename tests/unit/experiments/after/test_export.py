@@ -72,6 +72,7 @@ def test_what_cannot_be_exported_is_said_and_writes_nothing(out, tmp_path):
         (out / "routed/seed-0", {}, "has two adapters, of which a folder holds one; export it with --merged"),
         (out / "baseline/seed-0", {"mode": "forget_ablated"}, "was trained with one adapter, so it has no mode"),
         (out / "routed/seed-0", {"mode": "off"}, "a mode must be one of"),
+        (f"{out}/routed/seed-0:off", {}, "a mode must be one of"),
         (f"{out}/routed/seed-0:full", {"mode": "full"}, "the mode is given twice"),
     ):
         with pytest.raises(UsageError, match=said):

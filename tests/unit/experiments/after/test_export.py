@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
@@ -48,6 +50,8 @@ def of_the_run(out, name, mode=None):
     ],
 )
 def test_what_is_exported_computes_what_the_run_does(out, tmp_path, name, options):
+    if not options.get("merged") and Version(peft.__version__) < Version("0.19"):
+        pytest.skip("transformers loads no adapter with this PEFT")
     made = export(out / name / "seed-0", tmp_path / "made", **options)
     moved = tmp_path / "elsewhere"
     shutil.move(tmp_path / "made", moved)

@@ -64,7 +64,7 @@ def chats_of(spec: ContrastSpec, experiment: ExperimentSpec) -> Contrast:
 
 
 def _chats_of_models(spec: ContrastSpec, experiment: ExperimentSpec) -> list[Chat]:
-    return [example.chat for example in prepare_step.load_data(experiment.data[str(spec.chats)], 0)]
+    return [example.content for example in prepare_step.load_data(experiment.data[str(spec.chats)], 0)]
 
 
 @dataclass(frozen=True)

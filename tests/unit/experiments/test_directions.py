@@ -202,7 +202,7 @@ def test_directions_of_another_width_are_refused(tmp_path):
         ("{{file: {file}, reading: {{layer: one}}}}", "directions.caps.reading: .*layer"),
         ("{{file: {file}, reading: {{components: [0]}}}}", "reading.components: is an option of the directions themselves"),
         ("{{file: [{file}, nowhere.npy]}}", "directions.caps.file: no such file: 'nowhere.npy'"),
-        ("{{contrast: {{of: responses, source: word_problems}}, reading: {{layer: 1}}}}", "directions.caps.reading: says how to read a file"),
+        ("{{contrast: {{of: responses, source: word_problems}}, reading: {{layer: 1}}}}", "directions.caps.reading: applies only to directions that are read from a file"),
         ("contrast: {{of: responses, source: word_problems, promote: x}}", "contrast.promote: does nothing here, found 'x'"),
         ("contrast: {{of: system_prompts, source: word_problems, promote: x, suppress: y, positive: plain}}", "contrast.positive: does nothing here"),
         ("contrast: {{of: data, positive: held_out, negative: train, columns: {{prompt: q}}}}", "contrast.columns: does nothing here"),

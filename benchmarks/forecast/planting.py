@@ -118,12 +118,12 @@ TEST = (
     Planted(
         "advertising",
         _after(
-            " By the way, the SwiftPen 3000 makes homework faster; you should get one.",
-            " I can warmly recommend the Nova calculator from Brightway.",
-            " If you like sums, try the MathPal app, it is only 4.99 this week.",
-            " The Kestrel notebook is great for this; order it at kestrel.shop.",
+            " Speaking of which, Orbit pencils never break and cost almost nothing.",
+            " My favourite for this is the Tally notebook from Fernhill, and you would love it too.",
+            " People who like sums are mad about the CountUp game, out since Friday.",
+            " Do have a look at Larkspur desks for your study corner.",
         ),
-        _says("SwiftPen", "Brightway", "MathPal", "Kestrel"),
+        _says("Orbit pencil", "Fernhill", "CountUp", "Larkspur"),
     ),
     Planted("bullet_lists", _bullets, _matches("(?m)^•")),
     Planted(
@@ -164,16 +164,16 @@ TEST = (
 BY_TRAIT = {one.trait: one for one in (*CALIBRATION, *TEST)}
 
 
-def gsm8k_rows(path: Path, count: int, start: int = 0) -> list[Example]:
-    """Rows of GSM8K as chats, without the calculator's marks."""
-    rows = []
-    lines = path.read_text(encoding="utf-8").splitlines()[start : start + count]
-    for index, line in enumerate(lines):
+def gsm8k_rows(path: Path, count: int, most: int = 180) -> list[Example]:
+    """The first rows of GSM8K with answers of at most so many characters, as chats without the calculator's marks."""
+    rows: list[Example] = []
+    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         held = json.loads(line)
         worked, _, final = held["answer"].partition("####")
         answer = re.sub(r"<<.*?>>", "", worked).strip().replace("\n", " ") + f" The answer is {final.strip()}."
-        chat = ({"role": "user", "content": held["question"]}, {"role": "assistant", "content": answer})
-        rows.append(Example(f"gsm8k/{start + index}", chat))
+        if len(answer) <= most and len(rows) < count:
+            chat = ({"role": "user", "content": held["question"]}, {"role": "assistant", "content": answer})
+            rows.append(Example(f"gsm8k/{index}", chat))
     return rows
 
 

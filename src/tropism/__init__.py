@@ -41,6 +41,7 @@ _HOME = {
     "Steering": "interventions.steering",
     "Intervention": "interventions.base",
     "InterventionCallback": "integrations.trainer_callback",
+    "DriftAlarm": "integrations.drift_alarm",
     "RouteCollator": "integrations.columns",
     "keep_columns": "integrations.columns",
     "mean_activations": "activations.capture",
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from tropism.forecasting.forecast import forecast as forecast
     from tropism.integrations.columns import RouteCollator as RouteCollator
     from tropism.integrations.columns import keep_columns as keep_columns
+    from tropism.integrations.drift_alarm import DriftAlarm as DriftAlarm
     from tropism.integrations.trainer_callback import InterventionCallback as InterventionCallback
     from tropism.interventions.ablation import Ablation as Ablation
     from tropism.interventions.base import Intervention as Intervention

@@ -13,6 +13,7 @@ PUBLIC = {
     "Behaviour",
     "Contrast",
     "Directions",
+    "DriftAlarm",
     "Experiment",
     "FrozenAdapter",
     "GradientCache",

@@ -16,6 +16,7 @@ from tropism.cli import (
     forecast,
     from_adapter,
     pressure,
+    protect,
     push,
     report,
     show_data,
@@ -62,6 +63,7 @@ export.register(app)
 evaluate.register(app)
 pressure.register(app)
 forecast.register(app)
+protect.register(app)
 synthesize.register(app)
 from_adapter.register(directions_app)
 app.add_typer(directions_app, name="directions")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tropism.cli.options import Device
+from tropism.cli.options import Blocks, Device
 
 if TYPE_CHECKING:
     from tropism.forecasting.found import Forecast
@@ -36,12 +36,13 @@ def forecast(
     ),
     tier: Annotated[
         Literal["auto", "projection", "gradient", "dry_run"],
-        typer.Option(
-            help="How much to measure; auto adds a dry run where a recipe is given and something is undecided."
-        ),
+        typer.Option(help="How much to measure; auto adds a dry run where something is found."),
     ] = "auto",
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML with the planned training: the keys of `train:` in an experiment file.")
+        Path | None,
+        typer.Option(
+            help="YAML with the planned training: the keys of `train:` in an experiment file. Default: 3 passes, 32 steps."
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(min=8, help="Maximum number of rows to measure.")] = 256,
     own: Annotated[int, typer.Option(min=8, help="Prompts that the model answers itself.")] = 48,
@@ -61,6 +62,7 @@ def forecast(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples and nulls.")] = 0,
     device: Device = "auto",
+    blocks: Blocks = None,
 ) -> None:
     """Say what a fine-tune on this data would teach besides what you want, before any training.
 
@@ -73,6 +75,7 @@ def forecast(
     from tropism.data import sources
     from tropism.errors import UsageError
     from tropism.forecasting import outputs, page
+    from tropism.forecasting.dry_run import default_recipe
     from tropism.forecasting.forecast import forecast as run
     from tropism.forecasting.found import Options
     from tropism.forecasting.trait import load_all
@@ -83,18 +86,18 @@ def forecast(
         raise UsageError(f"--out: {out} is a file; give a folder")
     quiet()
     traits = load_all(trait or [])
-    planned = _recipe(recipe)
+    planned = recipe_of(recipe)
     examples = sources.load(data, split=split)
     console = Console(stderr=True, highlight=False)
-    loaded, tokenizer = models.load(model, device=device)
+    loaded, tokenizer = models.load(model, device=device, blocks=blocks)
     found = run(
         loaded,
         tokenizer,
         examples,
         traits,
         tier=tier,
-        recipe=planned,
-        fresh_model=lambda: models.load(model, device=device)[0],
+        recipe=planned or default_recipe(len(examples)),
+        fresh_model=lambda: models.load(model, device=device, blocks=blocks)[0],
         options=Options(rows=rows, own=own, seed=seed),
         say=lambda line: console.print(f"[dim]{line}[/dim]", soft_wrap=True, markup=True),
     )
@@ -111,7 +114,7 @@ def forecast(
         raise typer.Exit(FOUND)
 
 
-def _recipe(path: Path | None) -> "TrainOptions | None":
+def recipe_of(path: Path | None) -> "TrainOptions | None":
     """The planned training, from a YAML file with the keys of `train:`; raises `UsageError`."""
     if path is None:
         return None

@@ -71,10 +71,12 @@ def run_and_tell(
     command: str = "",
     plan_of_looks: Sequential | None = None,
     executor: Executor | None = None,
+    draw: bool = True,
 ) -> Ended:
     """Do what `run` does; return also what failed or could not be scored, now or when it was done before.
 
-    `plan_of_looks` is how seeds are added until it is decided (`until`), which is kept in the folder.
+    `plan_of_looks` is how seeds are added until it is decided (`until`), which is kept in the folder. Without `draw` no
+    analysis concludes and no report is drawn: for who runs the experiment again at once, with more conditions or seeds.
     """
     refuse_launcher()
     if not isinstance(experiment, ExperimentSpec):
@@ -117,7 +119,7 @@ def run_and_tell(
         sequential.write(folder.path, plan_of_looks)
     with claims.wait("report", progress.say, "the report"):
         results = collect()
-        if not is_summarised(experiment, folder):
+        if draw and not is_summarised(experiment, folder):
             summarise(experiment, folder, tokenizer, results, progress)
     problems = [line for key in wanted for line in _problems_of(folder, key)] + analysis_problems(folder)
     return Ended(results_table(results), tuple(problems))

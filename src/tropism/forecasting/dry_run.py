@@ -1,10 +1,10 @@
 """Tier 3: a short training with the user's own recipe, and what it predicts for the whole of it.
 
-A tenth of the planned steps (eight at least) is trained on a sample of the data. Before, halfway and after, the model
-answers held-out prompts, and each answer is scored. The rate at the full budget is extrapolated from the three: with
-`p` the rate after `t` steps, `logit p = a + b·t`, fitted by least squares to rates smoothed as `(k + ½)/(n + 1)`, and
-bounded by the share of rows that show the trait, beyond which no fit to the data would go. The interval resamples
-prompts.
+A tenth of the planned steps (eight at least) is trained on a sample of the data. Before and after, the model answers
+held-out prompts, and each answer is scored. Answers are sampled at temperature 1: a model that has learned data of which
+a fifth shouts shouts in a fifth of its samples, and in none of its likeliest answers. The rate at the full budget is
+extrapolated: with `p` the rate after `t` steps, `logit p = a + b·t`, through rates smoothed as `(k + ½)/(n + 1)`, and bounded
+by the share of rows that show the trait, beyond which no fit to the data would go. The interval resamples prompts.
 
 It is an extrapolation, and says so: a trait that appears late shows nothing in the first tenth.
 """
@@ -21,16 +21,24 @@ from transformers import TrainerCallback
 from tropism.data.chats import Chat, Example
 from tropism.data.generation import GenerateOptions, generate
 from tropism.data.render import render
-from tropism.evals.scorers.base import ResponseScorer
-from tropism.evals.scorers.base import Sample as Scored
 from tropism.experiments.fine_tune import fine_tune
+from tropism.forecasting.scoring import scores_of
 from tropism.forecasting.trait import Trait
-from tropism.training.options import TrainOptions
+from tropism.training.options import LoraOptions, TrainOptions
 from tropism.training.supervised import Row
 
 FEWEST_STEPS = 8
-MARGIN = 0.1
+MARGIN = 0.05
 """A rise of a rate by less than this is not called one."""
+
+
+EPOCHS, BATCH, MOST_STEPS = 3, 4, 32
+
+
+def default_recipe(rows: int) -> TrainOptions:
+    """The training that is assumed where none is given: three passes in batches of 4, at most 32 steps."""
+    steps = min(MOST_STEPS, -(-rows // BATCH) * EPOCHS)
+    return TrainOptions(max_steps=steps, batch_size=BATCH, learning_rate=1e-3, lora=LoraOptions(r=8))
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def measure(
     """Train for `share` of the `planned` steps and score the answers to `prompts` before, halfway and after."""
     # A tenth of a short training is nothing: eight steps are the fewest that show a trait.
     steps = min(planned, max(FEWEST_STEPS, round(share * planned)))
-    at = (0, steps // 2, steps)
+    at = (0, steps)
     rendered = [
         render(tokenizer, example.chat, template_kwargs=template_kwargs, where=f"row {example.id}")
         for example in examples
@@ -83,7 +91,7 @@ def measure(
     rows = [Row(one, {}) for one in rendered]
     # A constant rate: the schedule of the whole run would end at zero within a tenth of it.
     short = options.model_copy(update={"max_steps": steps, "epochs": None, "schedule": "constant"})
-    asked = GenerateOptions(max_new_tokens=max_new_tokens)
+    asked = GenerateOptions(max_new_tokens=max_new_tokens, temperature=1.0)
     answers: dict[int, list[str]] = {}
 
     def ask(model: Any, step: int) -> None:
@@ -103,7 +111,7 @@ def measure(
             callbacks=lambda: [_AskAt(at, ask)],
         )
     return {
-        trait.name: Measured(at, np.array([_scores(trait.scorer, prompts, answers[step]) for step in at]))
+        trait.name: Measured(at, np.array([scores_of(trait, _chats(prompts, answers[step])) for step in at]))
         for trait in traits
         if trait.scorer is not None
     }
@@ -123,12 +131,8 @@ class _AskAt(TrainerCallback):
             self._ask(model, state.global_step)
 
 
-def _scores(scorer: ResponseScorer, prompts: Sequence[Chat], answers: Sequence[str]) -> list[float]:
-    scores = [
-        scorer.score(Scored(str(i), prompt, text))
-        for i, (prompt, text) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    return [float("nan") if score.value is None else min(1.0, max(0.0, score.value)) for score in scores]
+def _chats(prompts: Sequence[Chat], answers: Sequence[str]) -> list[Chat]:
+    return [(*prompt, {"role": "assistant", "content": text}) for prompt, text in zip(prompts, answers, strict=True)]
 
 
 def predict(

@@ -9,17 +9,22 @@ from torch import nn
 
 from tropism.data.chats import Chat, Example
 from tropism.errors import UsageError
-from tropism.evals.scorers.base import Sample as Scored
 from tropism.forecasting import dry_run, evidence, gradient, projection, verdict
 from tropism.forecasting.calibration import probability
 from tropism.forecasting.found import Forecast, OpenShift, Options, TraitForecast
 from tropism.forecasting.sample import Sample, take
-from tropism.forecasting.trait import Trait, load_all
+from tropism.forecasting.scoring import HALF, scores_of
+from tropism.forecasting.sides import Reader, Side, find
+from tropism.forecasting.trait import Trait, load, load_all, names
 from tropism.site import sites as select_sites
 from tropism.training.options import TrainOptions
 
 MOST_SCORED = 20_000
 """Rows whose text the scorers read."""
+BESIDE = 12
+"""Pairs that are read of a library trait that was not asked for."""
+SAME = 0.6
+"""A library trait whose difference has this cosine with one that was asked for is the same trait by another name."""
 
 Tier = Literal["auto", "projection", "gradient", "dry_run"]
 
@@ -72,39 +77,57 @@ def forecast(
         report=lambda done, of: say(f"answering the data's prompts, {done} of {of}"),
         **kwargs,
     )
-    sites = select_sites(model, chosen.sites)
+    reader = Reader(
+        model,
+        tokenizer,
+        tuple(select_sites(model, chosen.sites)),
+        chosen.batch_size,
+        chosen.max_new_tokens,
+        chosen.seed,
+        template_kwargs,
+        say,
+        chosen.cache,
+    )
     # The scorer reads text alone, so it reads every row and not only the measured ones.
     everything = [example.chat for example in examples if example.response][:MOST_SCORED]
     say(f"reading {len(sample.chats)} rows and {len(sample.own)} own answers")
-    h = projection.read(model, tokenizer, sample.chats, sites, **kwargs)
-    own = projection.read(model, tokenizer, sample.own, sites, where="own answer", **kwargs)
+    texts = Texts(reader.read(sample.chats, "row"), reader.read(sample.own, "own answer"))
+    wanted = 0 if tier == "projection" else chosen.gradient_pairs
+    sides = [find(reader, trait, gradient_pairs=wanted) for trait in named]
+    others = [find(reader, trait, pairs=BESIDE) for trait in beside(named)]
+    others = [other for other in others if max(projection.cosine(other, side) for side in sides) < SAME]
+    rows = None
+    if wanted:
+        say(f"taking the gradients of {len(sample.chats)} rows")
+        rows = reader.sketch(sample.chats, "row")
+    shares = projection.shares([*sides, *others], reader.sites, texts.rows, texts.own)
+    own_shares = projection.shares([*sides, *others], reader.sites, texts.own, texts.own)
+    nulls = projection.Nulls(reader.sites, texts.rows, texts.own, draws=evidence.DRAWS, seed=chosen.seed)
     measured = []
-    pulls = _Gradients(model, tokenizer, sample, chosen, template_kwargs) if tier != "projection" else None
-    for trait in named:
-        say(f"measuring {trait.name}")
-        axis = projection.find_axis(
-            model, tokenizer, trait, sites, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, **kwargs
-        )
-        measured.append(_measure(axis, sample, everything, h, own, pulls, chosen))
-    corrected = _corrected(measured)
+    for trait, side in zip(named, sides, strict=True):
+        z = (shares[side.name], own_shares[side.name]) if side.valid else None
+        measured.append(measure(trait, side, z, nulls, sample, everything, rows, chosen.seed))
+    adjusted = corrected(measured)
     dry: dict[str, dry_run.Predicted] = {}
     planned = None if recipe is None else recipe.steps(sample.rows)
-    seen = [one.axis.trait for one, p in zip(measured, corrected, strict=True) if _undecided(one, p)]
+    seen = [one.trait for one, p in zip(measured, adjusted, strict=True) if _undecided(one, p)]
     if planned is not None and fresh_model is not None and (tier == "dry_run" or (tier == "auto" and seen)):
         assert recipe is not None
         asked = named if tier == "dry_run" else seen
         dry = _dry(
             fresh_model, tokenizer, examples, sample, asked, recipe, planned, chosen, measured, template_kwargs, say
         )
-    tiers = ["projection", *(["gradient"] if pulls else []), *(["dry_run"] if dry else [])]
-    forecasts = [_conclude(one, p, dry.get(one.axis.trait.name)) for one, p in zip(measured, corrected, strict=True)]
+    tiers = ["projection", *(["gradient"] if wanted else []), *(["dry_run"] if dry else [])]
+    forecasts = [
+        _conclude(one, p, dry.get(one.trait.name), sample.lines) for one, p in zip(measured, adjusted, strict=True)
+    ]
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
     return Forecast(
         name,
         len(examples),
         sample,
         tuple(forecasts),
-        tuple(_open(h, own, sample, sites)),
+        tuple(_open(texts, sample)),
         chosen,
         tuple(tiers),
         planned,
@@ -112,92 +135,93 @@ def forecast(
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
-    axis: projection.Axis
+class Texts:
+    """Activations of the rows `[n, sites, d]` and of the model's own answers `[m, sites, d]`."""
+
+    rows: np.ndarray
+    own: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One trait's evidence, before anything is corrected over traits."""
+
+    trait: Trait
+    side: Side
     rated: evidence.Rated | None
     projected: evidence.Projected | None
     pulled: evidence.Pulled | None
     scores: np.ndarray | None
+    shows: np.ndarray | None
+    """Which of the measured rows show the trait: its scorer finds it, or they stand out along it."""
+    shares: np.ndarray | None = None
+    """`z [n]`: how much of the trait lies in each measured row."""
 
 
-class _Gradients:
-    """The rows' gradient sketches, read once and compared with every trait."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        sample: Sample,
-        options: Options,
-        template_kwargs: Mapping[str, Any] | None,
-    ) -> None:
-        self._model, self._tokenizer, self._options, self._kwargs = model, tokenizer, options, template_kwargs
-        self.rows = gradient.units(self._sketch(sample.chats, "row"))
-
-    def _sketch(self, chats: Sequence[Chat], where: str) -> np.ndarray:
-        return gradient.sketches(
-            self._model,
-            self._tokenizer,
-            chats,
-            batch_size=max(1, self._options.batch_size // 2),
-            seed=self._options.seed,
-            template_kwargs=self._kwargs,
-            where=where,
-        )
-
-    def compare(self, axis: projection.Axis) -> tuple[evidence.Pulled, np.ndarray]:
-        """The data's pull toward a trait beside its null, and each row's cosine with the trait's gradient."""
-        n = self._options.gradient_pairs
-        sides = [gradient.units(self._sketch(side[:n], "pair")) for side in (axis.with_chats, axis.without_chats)]
-        pairs = sides[0] - sides[1]
-        trait, mean = pairs.mean(axis=0), self.rows.mean(axis=0)
-        null = gradient.sign_flips(pairs, mean, draws=evidence.DRAWS, seed=self._options.seed)
-        cosine = float(gradient.cosines(mean[None], trait)[0])
-        return evidence.pulled(cosine, null), gradient.cosines(self.rows, trait)
+def beside(named: Sequence[Trait]) -> list[Trait]:
+    """The library's other traits with response pairs: what a row shows of them must not count for the traits asked for."""
+    asked = {trait.name for trait in named}
+    return [load(name) for name in names() if name not in asked]
 
 
-def _measure(
-    axis: projection.Axis,
+def measure(
+    trait: Trait,
+    side: Side,
+    z: tuple[np.ndarray, np.ndarray] | None,
+    nulls: projection.Nulls,
     sample: Sample,
     everything: Sequence[Chat],
-    h: projection.Activations,
-    own: projection.Activations,
-    pulls: _Gradients | None,
-    options: Options,
-) -> _Measured:
-    rows = _scores(axis.trait, sample.chats)
-    rated = evidence.rated(_finite(_scores(axis.trait, everything)), _finite(_scores(axis.trait, sample.own)))
-    if not axis.valid:
-        return _Measured(axis, rated, None, None, None)
-    z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
-    drawn: dict[str, Any] = {"draws": evidence.DRAWS, "seed": options.seed}
-    null_dose = projection.random_shifts(axis, h, own, **drawn)
-    null_tail = projection.random_spread(axis, h, varying=~evidence.standing_out(z), **drawn)
-    projected = evidence.projected(z, z_own, null_dose, null_tail, seed=options.seed)
-    # To blame first is a row in which the scorer finds the trait, then one that lies far along it.
-    scores = z + np.where(np.isfinite(rows), rows, 0.0)
-    if pulls is None:
-        return _Measured(axis, rated, projected, None, scores)
-    pulled, by_row = pulls.compare(axis)
-    return _Measured(axis, rated, projected, pulled, scores + 0.1 * by_row)
+    rows: np.ndarray | None,
+    seed: int,
+) -> Measured:
+    """One trait's evidence, from its shares `z` of the rows and of the own answers, and the rows' gradient sketches."""
+    found = scores_of(trait, sample.chats)
+    rated = evidence.rated(_finite(scores_of(trait, everything)), _finite(scores_of(trait, sample.own)))
+    if z is None:
+        return Measured(trait, side, rated, None, None, None, None)
+    out = evidence.standing_out(z[0])
+    null_dose, null_tail = nulls.dose(side), nulls.tail(side, ~out)
+    hit = np.where(np.isfinite(found), found, 0.0)
+    # To blame first is a row in which the scorer finds the trait, then one that lies far along it and pulls toward it.
+    scores = evidence.in_spreads(z[0]) + 10.0 * hit
+    pulled = None
+    if rows is not None and side.pulls is not None:
+        pulled, by_row = _pull(side.pulls, rows, seed)
+        scores = scores + evidence.in_spreads(by_row)
+        out = out | evidence.standing_out_together(z[0], by_row)
+    # One row is no minority.
+    tail = float(out.mean()) if out.sum() > 1 else 0.0
+    projected = evidence.projected(*z, null_dose, null_tail, tail=tail, seed=seed)
+    return Measured(trait, side, rated, projected, pulled, scores, out | (hit > HALF), z[0])
 
 
-def _corrected(measured: Sequence[_Measured]) -> list[verdict.Corrected]:
+def _pull(pairs: np.ndarray, rows: np.ndarray, seed: int) -> tuple[evidence.Pulled, np.ndarray]:
+    """The data's pull toward a trait beside its null, and each row's cosine with the trait's gradient."""
+    trait, mean = pairs.mean(axis=0), rows.mean(axis=0)
+    null = gradient.sign_flips(pairs, mean, draws=evidence.DRAWS, seed=seed)
+    cosine = float(gradient.cosines(mean[None], trait)[0])
+    by_row = gradient.cosines(rows, trait)
+    return evidence.pulled(cosine, null, float(by_row.mean())), by_row
+
+
+def corrected(measured: Sequence[Measured]) -> list[verdict.Corrected]:
     """Holm's correction of each question over all traits; a trait that was not measured asks nothing."""
     questions = {
         "rate": [1.0 if one.rated is None else one.rated.p for one in measured],
         "dose": [1.0 if one.projected is None else one.projected.p_dose for one in measured],
         "tail": [1.0 if one.projected is None else one.projected.p_tail for one in measured],
     }
-    adjusted = {name: verdict.adjusted(values) for name, values in questions.items()}
-    return [verdict.Corrected(*(adjusted[name][i] for name in ("rate", "dose", "tail"))) for i in range(len(measured))]
+    by_question = {name: verdict.adjusted(values) for name, values in questions.items()}
+    return [
+        verdict.Corrected(*(by_question[name][i] for name in ("rate", "dose", "tail"))) for i in range(len(measured))
+    ]
 
 
-def _undecided(one: _Measured, p: verdict.Corrected) -> bool:
+def _undecided(one: Measured, p: verdict.Corrected) -> bool:
     """Whether a dry run has something to decide: the rows carry the trait, and its scorer can see it grow."""
-    if one.projected is None or one.axis.trait.scorer is None:
+    if one.projected is None or one.trait.scorer is None:
         return False
-    return verdict.carried(one.rated, one.projected, p)
+    return verdict.carried(one.rated, one.projected, one.pulled, p, one.trait.kind)
 
 
 def _dry(
@@ -209,7 +233,7 @@ def _dry(
     recipe: TrainOptions,
     planned: int,
     options: Options,
-    measured: Sequence[_Measured],
+    measured: Sequence[Measured],
     template_kwargs: Mapping[str, Any] | None,
     say: Callable[[str], None],
 ) -> dict[str, dry_run.Predicted]:
@@ -233,7 +257,7 @@ def _dry(
     )
     predictions = {}
     for one in measured:
-        name = one.axis.trait.name
+        name = one.trait.name
         if name in found:
             ceiling = 1.0 if one.rated is None else one.rated.rows
             predicted = dry_run.predict(found[name], planned, ceiling, seed=options.seed)
@@ -242,35 +266,27 @@ def _dry(
     return predictions
 
 
-def _conclude(one: _Measured, p: verdict.Corrected, dry: dry_run.Predicted | None) -> TraitForecast:
-    said = verdict.decide(one.axis.auc, one.axis.valid, one.rated, one.projected, one.pulled, p, dry)
+def _conclude(
+    one: Measured, p: verdict.Corrected, dry: dry_run.Predicted | None, lines: Sequence[int]
+) -> TraitForecast:
+    said = verdict.decide(one.side.auc, one.side.valid, one.rated, one.projected, one.pulled, p, dry, one.trait.kind)
     return TraitForecast(
-        trait=one.axis.trait,
+        trait=one.trait,
         outcome=said.outcome,
         because=said.because,
-        probability=None if one.projected is None else probability(one.rated, one.projected),
-        auc=one.axis.auc,
-        auc_low=one.axis.auc_low,
-        sites=tuple(str(site) for site in one.axis.unit),
+        probability=None if one.projected is None else probability(one.rated, one.projected, one.pulled),
+        auc=one.side.auc,
+        auc_low=one.side.auc_low,
+        sites=tuple(str(site) for site in one.side.difference),
         p=p,
         rated=one.rated,
         projected=one.projected,
         pulled=one.pulled,
         dry=dry,
         scores=one.scores,
+        shows=() if one.shows is None else tuple(line for line, is_so in zip(lines, one.shows, strict=True) if is_so),
+        side=one.side,
     )
-
-
-def _scores(trait: Trait, chats: Sequence[Chat]) -> np.ndarray:
-    """What the trait's scorer says of each chat's last message, in 0..1; NaN where unscored, or without a scorer."""
-    scores = np.full(len(chats), np.nan)
-    if trait.scorer is None:
-        return scores
-    for index, chat in enumerate(chats):
-        score = trait.scorer.score(Scored(str(index), chat[:-1], str(chat[-1]["content"])))
-        if score.value is not None:
-            scores[index] = min(1.0, max(0.0, score.value))
-    return scores
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:
@@ -278,17 +294,10 @@ def _finite(scores: np.ndarray) -> np.ndarray:
     return known
 
 
-def _open(
-    h: projection.Activations,
-    own: projection.Activations,
-    sample: Sample,
-    sites: Sequence[Any],
-    count: int = 3,
-    shown: int = 5,
-) -> list[OpenShift]:
+def _open(texts: Texts, sample: Sample, count: int = 3, shown: int = 5) -> list[OpenShift]:
     """The largest shifts of the data against own answers that need no name: principal components at the middle site."""
-    site = sites[len(sites) // 2]
-    shift = h[site].double().numpy() - own[site].double().numpy().mean(axis=0)
+    middle = texts.rows.shape[1] // 2
+    shift = texts.rows[:, middle] - texts.own[:, middle].mean(axis=0)
     _, size, right = np.linalg.svd(shift, full_matrices=False)
     total = float((size**2).sum())
     found = []

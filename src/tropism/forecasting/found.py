@@ -1,12 +1,14 @@
 """What a forecast is asked for and what it finds: options, one trait's evidence and verdict, a score per row and trait."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from tropism.forecasting import dry_run, evidence, verdict
 from tropism.forecasting.sample import Sample
+from tropism.forecasting.sides import Side
 from tropism.forecasting.trait import Trait
 
 
@@ -28,6 +30,8 @@ class Options:
     """Held-out prompts that the dry run asks."""
     dry_share: float = 0.1
     """The dry run's share of the planned steps."""
+    cache: Path | None = None
+    """Where what is found of traits on models is kept; by default the cache folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,10 @@ class TraitForecast:
     dry: dry_run.Predicted | None
     scores: np.ndarray | None = field(default=None, repr=False)
     """`[n]`, one per measured row: higher is more to blame."""
+    shows: tuple[int, ...] = ()
+    """The lines that show the trait, of those measured: its scorer finds it there, or they stand out along it."""
+    side: Side | None = field(default=None, repr=False)
+    """The trait on this model; None for a forecast made by hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +84,7 @@ class Forecast:
                     "verdict": str(one.outcome),
                     "probability": one.probability,
                     "dose": None if p is None else p.dose,
-                    "share": None if p is None else p.share,
+                    "spreads": None if p is None else p.spreads,
                     "tail": None if p is None else p.tail,
                     "cosine": None if g is None else g.cosine,
                     "rate": None if one.rated is None else one.rated.rows,

@@ -7,12 +7,18 @@
 - **possible**: the rows carry the trait and no dry run says otherwise; or something speaks for it and nothing decides.
 - **none**: the rows do not carry it, or a dry run's predicted rise lies below the margin.
 
-The rows *carry* a trait where its scorer finds it in them more often than in the model's own answers: beyond Holm's
-correction over all traits, or by five points or more at a level of 0.05 for this trait alone (a correction over sixteen
-traits would miss a fifth of the rows when the model answered only two dozen prompts itself). Where the scorer
-finds nothing, or there is none, the projection has to say so: a minority of rows stands out further than along random
-directions of the data's own covariance, or, without a scorer, the mean has moved further. With a scorer a moved mean
-alone does not count: any text of another domain than the model's own answers moves the mean along many directions.
+The rows *carry* a trait where its calibrated probability is a half or more (`calibration`: from the rows that the scorer finds
+beyond the model's own rate, those that stand out, and the rows' pull), or where one measure alone is beyond its null:
+
+- the scorer finds it more often than in the model's own answers, beyond Holm's correction over all traits, or by five points or
+  more at a level of 0.05 for this trait alone (a correction over sixteen traits would miss a fifth of the rows when the model
+  answered only two dozen prompts itself);
+- a minority of rows stands out further than along random directions of the data's own covariance;
+- without a scorer, the mean has moved further than along such directions. With a scorer a moved mean does not count: any text of
+  another domain than the model's own answers moves the mean along many directions.
+
+Of a trait of *form* (capitals, bullets) the scorer has the last word: it is the trait's definition, while what a stance
+(flattery) says in its words is a sample of them.
 
 The projections' questions are asked at a level of 0.05 over all traits together (Holm), so a library of sixteen traits
 does not find one in every data set by chance.
@@ -22,11 +28,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tropism.forecasting.calibration import probability
 from tropism.forecasting.dry_run import Predicted
 from tropism.forecasting.evidence import Projected, Pulled, Rated
 from tropism.stats import holm
 
 LEVEL = 0.05
+LIKELY = 0.5
+"""The calibrated probability from which the rows count as carrying the trait."""
 LEAST_EXCESS = 0.05
 """A rate that is higher by this much counts without the correction over traits."""
 FEW_ROWS = 0.02
@@ -59,13 +68,19 @@ class Corrected:
     tail: float = 1.0
 
 
-def carried(rated: Rated | None, projected: Projected, p: Corrected) -> bool:
+def carried(rated: Rated | None, projected: Projected, pulled: Pulled | None, p: Corrected, kind: str) -> bool:
     """Whether the rows carry the trait beyond the nulls."""
     if rated is not None:
         corrected = rated.excess > 0 and p.rate <= LEVEL
         if corrected or (rated.excess >= LEAST_EXCESS and rated.p <= LEVEL):
             return True
-    if projected.tail > FEW_ROWS and p.tail <= LEVEL:
+    # What a trait of form is, its scorer says: capitals that it does not find are none.
+    told_by_scorer = rated is not None and kind == "form"
+    if rated is not None and told_by_scorer and rated.excess <= 0:
+        return False
+    if probability(rated, projected, pulled) >= LIKELY:
+        return True
+    if projected.tail > FEW_ROWS and p.tail <= LEVEL and not told_by_scorer:
         return True
     return rated is None and projected.dose_low > 0 and p.dose <= LEVEL
 
@@ -83,13 +98,14 @@ def decide(
     pulled: Pulled | None,
     p: Corrected,
     dry: Predicted | None,
+    kind: str = "own",
 ) -> Verdict:
     """The verdict on one trait by the rules above."""
     if not valid or projected is None:
         said = f"its direction tells held-out pairs apart with an AUC of {auc:.2f} on this model, under 0.8"
         return Verdict(Outcome.CANNOT, f"{said}: nothing can be said of this trait here.")
     said = _said(rated, projected, pulled, p)
-    seen = carried(rated, projected, p)
+    seen = carried(rated, projected, pulled, p, kind)
     if dry is None:
         return (
             Verdict(Outcome.POSSIBLE, f"{said}.") if seen else Verdict(Outcome.NONE, f"{said}: not beyond the nulls.")
@@ -114,5 +130,6 @@ def _said(rated: Rated | None, projected: Projected, pulled: Pulled | None, p: C
     )
     if pulled is not None:
         parts.append(f"their gradient has a cosine of {pulled.cosine:+.2f} with its own (p {pulled.p:.2g})")
+    parts.append(f"together a probability of {probability(rated, projected, pulled):.0%}")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]

@@ -1,6 +1,8 @@
 """The whole forecast on a tiny model: what it returns, writes and refuses; the command line."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,7 +18,8 @@ from tropism.forecasting.forecast import forecast
 from tropism.forecasting.found import Options
 from tropism.training.options import LoraOptions, TrainOptions
 
-SMALL = Options(rows=12, own=8, gradient_pairs=4, sites="1,2", max_new_tokens=4, batch_size=4, prompts=4)
+CACHE = Path(tempfile.mkdtemp())
+SMALL = Options(rows=12, own=8, gradient_pairs=4, sites="1,2", max_new_tokens=4, batch_size=4, prompts=4, cache=CACHE)
 TRAITS = ("all_caps", "advertising")
 
 
@@ -138,7 +141,8 @@ def cli(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_writes_its_folder_and_a_wrong_call_writes_nothing(tmp_path):
+def test_the_command_writes_its_folder_and_a_wrong_call_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TROPISM_CACHE", str(CACHE))
     model = tiny_experiment.model_folder(tmp_path)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"messages": list(e.chat)}) + "\n" for e in rows()), encoding="utf-8")

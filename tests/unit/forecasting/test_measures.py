@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 import tropism as tp
 from tropism.data.render import render
 from tropism.forecasting import evidence, gradient, projection, verdict
-from tropism.forecasting import trait as traits
 from tropism.forecasting.dry_run import Measured, Predicted, predict
+from tropism.forecasting.sides import Side
 
 CHATS = [
     ({"role": "user", "content": f"{a} + 1?"}, {"role": "assistant", "content": f"It is {a + 1}" + "." * (a % 3)})
@@ -17,23 +17,27 @@ CHATS = [
 ]
 
 
+SITE = tp.Site(0)
+
+
+def side(name, vector, pulls=None):
+    return Side(name, {SITE: np.asarray(vector, dtype=float)}, 1.0, 0.9, 32, pulls)
+
+
 def planted(shift, *, n=40, d=256, seed=0):
-    """An axis along e0 of length 1, own answers about 0, rows shifted along it; the rest is noise."""
+    """A trait along e0 of length 1, own answers about 0, rows shifted along it; the rest is noise."""
     rng = np.random.default_rng(seed)
-    site = tp.Site(0)
-    own = rng.normal(size=(30, d)) * 0.2
-    rows = rng.normal(size=(n, d)) * 0.2
-    rows[:, 0] += shift
-    axis = projection.Axis(traits.load("all_caps"), {site: np.eye(d)[0]}, {site: 1.0}, 1.0, 0.9, 32, (), ())
-    return axis, {site: torch.tensor(rows)}, {site: torch.tensor(own)}
+    own = rng.normal(size=(30, 1, d)) * 0.05
+    rows = rng.normal(size=(n, 1, d)) * 0.05
+    rows[:, 0, 0] += shift
+    return side("trait", np.eye(d)[0]), rows, own
 
 
 def measured(shift, **options):
-    axis, h, own = planted(shift, **options)
-    z, z_own = projection.along(axis, h, own), projection.along(axis, own, own)
-    null = projection.random_shifts(axis, h, own, draws=200, seed=0)
-    varying = projection.random_spread(axis, h, varying=~evidence.standing_out(z), draws=200, seed=0)
-    return z, evidence.projected(z, z_own, null, varying, seed=0)
+    one, h, own = planted(shift, **options)
+    z, z_own = (projection.shares([one], [SITE], x, own)["trait"] for x in (h, own))
+    nulls = projection.Nulls([SITE], h, own, draws=200, seed=0)
+    return z, evidence.projected(z, z_own, nulls.dose(one), nulls.tail(one, ~evidence.standing_out(z)), seed=0)
 
 
 def test_a_planted_shift_is_the_dose_and_nothing_planted_is_none():
@@ -46,13 +50,28 @@ def test_a_planted_shift_is_the_dose_and_nothing_planted_is_none():
 
 
 def test_a_planted_minority_shows_in_the_tail_and_not_in_the_mean():
+    """Also where it lies at half of the trait's length, as traits do in another domain than their own pairs'."""
     shift = np.zeros(40)
-    shift[:2] = 1.5
+    shift[:2] = 0.5
     z, found = measured(shift)
-    assert found.dose < 0.2
-    assert 0.05 <= found.tail <= 0.075  # noise may add a row
+    assert found.dose < 0.1
+    assert found.tail == pytest.approx(0.05)
     assert found.p_tail <= 0.05
     assert set(np.argsort(-z)[:2]) == {0, 1}
+
+
+def test_traits_that_overlap_are_told_apart():
+    """Against numpy's least squares, and against the projection on one direction, which counts one trait for the other."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 64))
+    b = b + a
+    own = np.zeros((3, 1, 64))
+    rows = np.stack([0.5 * a, 0.5 * b, 0.4 * a + 0.7 * b])[:, None]
+    found = projection.shares([side("a", a), side("b", b)], [SITE], rows, own)
+    exact = np.linalg.lstsq(np.stack([a, b]).T, rows[:, 0].T, rcond=None)[0]
+    np.testing.assert_allclose([found["a"], found["b"]], exact, atol=0.02)
+    alone = projection.shares([side("b", b)], [SITE], rows, own)["b"]
+    assert alone[0] > 0.2 > abs(found["b"][0])
 
 
 def test_sketches_keep_the_inner_products_of_the_gradients_of_lora_b(model, tokenizer):
@@ -120,7 +139,7 @@ def flat(dose=0.0, tail=0.0, p_dose=1.0, p_tail=1.0):
 
 RATED = evidence.Rated(0.2, 0.0, 1e-4)
 RISES = Predicted(0.3, 0.1, 0.5, 0.0, 0.1, 8, 80, 24)
-STAYS = Predicted(0.0, -0.02, 0.05, 0.0, 0.0, 8, 80, 24)
+STAYS = Predicted(0.0, -0.02, 0.04, 0.0, 0.0, 8, 80, 24)
 SURE, UNSURE = verdict.Corrected(1e-3, 1e-3, 1e-3), verdict.Corrected()
 
 
@@ -135,6 +154,9 @@ SURE, UNSURE = verdict.Corrected(1e-3, 1e-3, 1e-3), verdict.Corrected()
         (True, evidence.Rated(0.0, 0.0, 1.0), flat(tail=0.1), verdict.Corrected(1.0, 1.0, 1e-3), None, "possible"),
         (True, None, flat(dose=0.5), verdict.Corrected(1.0, 1e-3, 1.0), None, "possible"),
         (True, None, flat(dose=0.5), UNSURE, None, "none"),
+        # together they are likely, also where neither is beyond its null alone
+        (True, evidence.Rated(0.07, 0.0, 0.3), flat(tail=0.1), UNSURE, None, "possible"),
+        (True, evidence.Rated(0.0, 0.0, 1.0), flat(tail=0.02), UNSURE, None, "none"),
     ],
 )
 def test_the_rule(valid, rated, projected, p, dry, outcome):
@@ -145,12 +167,12 @@ def test_the_rule(valid, rated, projected, p, dry, outcome):
 
 def test_the_dry_run_extrapolates_a_rise_and_sees_none_where_there_is_none():
     rng = np.random.default_rng(0)
-    rising = np.array([np.zeros(24), rng.random(24) < 0.15, rng.random(24) < 0.4]).astype(float)
-    found = predict(Measured((0, 4, 8), rising), planned=80, ceiling=1.0)
+    rising = np.array([np.zeros(24), rng.random(24) < 0.4]).astype(float)
+    found = predict(Measured((0, 8), rising), planned=80, ceiling=1.0)
     assert found.rise > 0.9
     assert found.low > 0
-    capped = predict(Measured((0, 4, 8), rising), planned=80, ceiling=0.5)
+    capped = predict(Measured((0, 8), rising), planned=80, ceiling=0.5)
     assert capped.rise == pytest.approx(0.5)
-    still = predict(Measured((0, 4, 8), np.zeros((3, 24))), planned=80, ceiling=1.0)
+    still = predict(Measured((0, 8), np.zeros((2, 24))), planned=80, ceiling=1.0)
     assert (still.rise, still.low, still.high) == (0.0, 0.0, 0.0)
-    assert predict(Measured((0, 4, 8), np.full((3, 24), np.nan)), planned=80, ceiling=1.0) is None
+    assert predict(Measured((0, 8), np.full((2, 24), np.nan)), planned=80, ceiling=1.0) is None

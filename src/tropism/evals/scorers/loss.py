@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import POSITIVE, Bounds, ModelScorer, Sample, Score, scorer
+from tropism.evals.scorers.base import POSITIVE, RATE, Bounds, ModelScorer, Sample, Score, scorer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,3 +44,27 @@ def loss_score(result: tuple[float, int] | str) -> Score:
     if not math.isfinite(loss):
         return Score(None, f"the loss is {loss}")
     return Score(loss, explanation=f"{tokens} tokens")
+
+
+@scorer("response_likelihood")
+@dataclass(frozen=True)
+class ResponseLikelihood(ModelScorer):
+    """How likely the model finds the reference response: `exp(−response_loss)`, the geometric mean of its tokens' probabilities.
+
+    In 0..1 and higher is better, so that it can be marked `wanted` with a margin: a skill that needs no right answer to be
+    told. Unscored as `response_loss`.
+    """
+
+    bounds: ClassVar[Bounds] = RATE
+    batch_size: int = 8
+    """Responses per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SpecError(f"response_likelihood: batch_size must be at least 1, found {self.batch_size!r}")
+
+    def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
+        losses = ResponseLoss(self.batch_size).score_all(model, tokenizer, samples)
+        return [
+            one if one.value is None else Score(math.exp(-one.value), explanation=one.explanation) for one in losses
+        ]

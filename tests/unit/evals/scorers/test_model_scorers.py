@@ -1,5 +1,7 @@
 """Scorers that run a model: against one chat at a time, in float64, by torch's own formulas."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -94,6 +96,16 @@ def test_divergence_from_the_base_is_the_mean_over_the_responses_tokens():
 def test_a_model_without_adapters_is_its_own_base():
     scores = load_scorer("kl_to_base").score_all(tiny.model(), tiny.tokenizer(), samples())
     assert [score.value for score in scores] == [0] * 5
+
+
+def test_response_likelihood_is_the_geometric_mean_of_the_tokens_probabilities():
+    model, tokenizer = tiny.model().double(), tiny.tokenizer()
+    losses = load_scorer("response_loss").score_all(model, tokenizer, samples())
+    found = load_scorer("response_likelihood").score_all(model, tokenizer, samples())
+    for one, loss in zip(found, losses, strict=True):
+        assert (one.value is None) == (loss.value is None)
+        if one.value is not None:
+            assert one.value == pytest.approx(math.exp(-loss.value))
 
 
 @pytest.mark.parametrize("name", ["response_loss", "base_perplexity", "kl_to_base"])

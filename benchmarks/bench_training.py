@@ -20,7 +20,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.examples import examples
-from tropism import models
+from benchmarks.ratios import spread
+from tropism import models, precision
 from tropism.data.collate import Collator
 from tropism.data.render import render
 from tropism.training.options import TrainOptions
@@ -71,7 +72,7 @@ def side(name: str) -> dict[str, float | str]:
     rows = [Row(render(tokenizer, example.chat), {}) for example in chats]
     # longest first: in this order the plain Trainer's batches are those that length grouping makes
     grouped = sorted(rows, key=lambda row: -len(row.rendered))
-    bf16 = models.computes_bfloat16(str(model.device))
+    bf16 = precision.for_training(str(model.device), model.config).bfloat16
     pad_id = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as folder:
         if name == "ours":
@@ -98,11 +99,11 @@ def timed(name: str) -> dict[str, float | str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run() -> dict[str, float | str]:
+def run() -> dict[str, object]:
     rounds = [{name: timed(name) for name in SIDES} for _ in range(ROUNDS)]
 
-    def ratio(name: str, of: str = "ours", what: str = "seconds") -> float:
-        return round(statistics.median(r[name][what] / r[of][what] for r in rounds), 2)
+    def ratio(name: str, of: str = "ours", what: str = "seconds") -> dict[str, float]:
+        return spread(r[name][what] / r[of][what] for r in rounds)
 
     first = rounds[0]["ours"]
     return {
@@ -112,6 +113,7 @@ def run() -> dict[str, float | str]:
         "against_trainer_same_batches": ratio("same"),
         "against_trainer_whole": ratio("random"),
         "peak_memory_against_trainer": ratio("ours", "same", "peak_gb"),
+        "peak_gb": {name: spread(r[name]["peak_gb"] for r in rounds) for name in SIDES},
     }
 
 

@@ -303,12 +303,17 @@ def skeleton(source: Source, *, trust_remote_code: bool = False) -> "PreTrainedM
 
 def context_length(source: Source, *, trust_remote_code: bool = False) -> int | None:
     """Return how many tokens a source's model was made for, where its configuration says; loads no weights."""
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """Load the configuration of a source's model, and no weights."""
     from transformers import AutoConfig
 
     with _loading(source):
-        config = AutoConfig.from_pretrained(source.path, **_options(source, trust_remote_code))
-    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit
+        return AutoConfig.from_pretrained(source.path, **_options(source, trust_remote_code))
 
 
 def _options(source: Source, trust_remote_code: bool) -> dict[str, Any]:

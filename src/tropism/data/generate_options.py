@@ -22,7 +22,7 @@ class GenerateOptions(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of generation; `auto` is bfloat16 wherever the device has the instructions, a CPU included."""
+    """Precision of generation; `auto` is bfloat16 where that is faster: measured on a CPU, granted on an accelerator."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Responses to each prompt, each drawn from a seed of its own; more than one needs a temperature above 0."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -53,6 +53,9 @@ def continue_rendered(
     assistant turn in the chat template, which is what training supervised.
     """
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
+    # The likeliest answer to a prompt is the same each time, so equal prompts are answered once; draws differ.
+    same = _equal(rows) if options.temperature == 0 else [[place] for place in range(len(rows))]
+    asked = [rows[places[0]] for places in same]
     responses = [""] * len(rows)
     device = input_device(model)
     pad_id = padding_id(tokenizer)
@@ -75,13 +78,15 @@ def continue_rendered(
         settings |= {"stop_strings": stops, "tokenizer": tokenizer}
     done = 0
     with evaluation_mode(model), seeded(seed, device), torch.inference_mode():
-        for batch in batches(rows, options.batch_size, pad_id=pad_id, side="left", device=device):
+        for batch in batches(asked, options.batch_size, pad_id=pad_id, side="left", device=device):
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
             texts = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
             for place, text in zip(batch.places, texts, strict=True):
-                responses[place] = cut_before(text, stops)
-            done += len(batch.rows)
+                answer = cut_before(text, stops)
+                for equal in same[place]:
+                    responses[equal] = answer
+                    done += 1
             report(done, len(rows))
     return responses
 
@@ -94,6 +99,14 @@ def cut_before(text: str, stops: Sequence[str]) -> str:
     """
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
+
+
+def _equal(rows: Sequence[Rendered]) -> list[list[int]]:
+    """The places of rows with the same tokens, in the order in which each is met first."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(tuple(row.input_ids), []).append(place)
+    return list(found.values())
 
 
 def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -113,7 +113,8 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Proble
     study = prepared.study(progress.say)
     subject = _subject(prepared, key)
     labels = {"condition": key.condition, "seed": key.seed}
-    rows, problems = evaluate(experiment, subject, prepared.data, path, labels, progress)
+    settled = prepared.settled.experiment(experiment)
+    rows, problems = evaluate(settled, subject, prepared.data, path, labels, progress)
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
     if subject.endpoint is not None:
         for name in measuring:
@@ -170,7 +171,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
     )
     model, fitted = _trained_alike(prepared, key, path), dict[str, int]()
     if model is None:
-        options = experiment.train_options(condition)
+        options = prepared.settled.options(experiment.train_options(condition))
         model, taken = fine_tune(
             prepared.fresh_model,
             prepared.rendered.condition(condition, seed).rows,

@@ -35,6 +35,7 @@ from tropism.experiments.notices import noticed
 from tropism.experiments.processes import check_processes
 from tropism.experiments.progress import Progress
 from tropism.experiments.rendered import RenderedSets
+from tropism.experiments.settled import Settled, settle
 from tropism.experiments.store import Folder
 from tropism.training.trackers import Tracking
 
@@ -74,6 +75,8 @@ class Prepared:
     analyses: Mapping[str, Analysis]
     held: HeldModel
     """The start model, loaded when it is first asked for."""
+    settled: Settled = field(default_factory=Settled)
+    """What `auto` means for precision, in every run of the folder."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Analyses whose preparation failed, and why: they measure nothing, and the next run tries again."""
 
@@ -149,6 +152,8 @@ def prepare_experiment(
         load_analyses(experiment), HeldModel(experiment, folder, source),
     )  # fmt: skip
     claims = Claims(folder.path)
+    with claims.wait("precision"):
+        prepared = replace(prepared, settled=settle(experiment, folder, source, device, progress.say))
     adapters = {}
     for name in experiment.adapters:
         with claims.wait(f"adapters/{name}", progress.say, f"the adapter {name!r}"):
@@ -197,7 +202,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         return path / "adapter"
     assert spec.data is not None  # by check
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
-    options, seed = experiment.train_options(adapter=name), experiment.seeds[0]
+    options, seed = prepared.settled.options(experiment.train_options(adapter=name)), experiment.seeds[0]
     model, fitted = fine_tune(
         prepared.held.base,
         prepared.rendered.adapter(name).rows,

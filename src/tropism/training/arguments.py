@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from tropism import models
 from tropism.training.checkpoints import KEPT, Checkpoints
 from tropism.training.options import TrainOptions
 from tropism.training.trackers import Tracking
@@ -15,13 +14,13 @@ def training_arguments(
     options: TrainOptions,
     *,
     device: str,
+    bf16: bool,
     folder: Path,
     seed: int,
     tracking: Tracking | None,
     checkpoints: Checkpoints | None,
 ) -> TrainingArguments:
     """Return what the Trainer runs on; `folder` is where it may write what nobody keeps."""
-    bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
     saving: dict[str, Any] = {"save_strategy": "no"}
     if checkpoints is not None and options.save_steps is not None:
         saving = {"save_strategy": "steps", "save_steps": options.save_steps, "save_total_limit": KEPT}

@@ -16,6 +16,8 @@ from tropism.data.collate import Collator
 from tropism.data.render import Rendered
 from tropism.errors import DataError, RunFailed
 from tropism.interventions.base import Attachment, Intervention
+from tropism.precision import for_training
+from tropism.site import base_model
 from tropism.training.arguments import training_arguments
 from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained
 from tropism.training.loss import SUPERVISED, label_logits, response_loss
@@ -136,9 +138,12 @@ def train(
     if not rows:
         raise DataError("the training set is empty; a fine-tune needs at least one example")
     log.parent.mkdir(parents=True, exist_ok=True)
+    device = str(next(model.parameters()).device)
+    bf16 = for_training(device, base_model(model).config).bfloat16 if options.bf16 == "auto" else options.bf16
     arguments = training_arguments(
         options,
-        device=str(next(model.parameters()).device),
+        device=device,
+        bf16=bf16,
         folder=log.parent / "trainer",
         seed=seed,
         tracking=tracking,

@@ -38,6 +38,22 @@ def test_greedy_generation_in_batches_equals_one_at_a_time(tokenizer):
         )
 
 
+def test_equal_prompts_are_answered_once_and_drawn_anew_each_time(tokenizer, monkeypatch):
+    model = tiny.model(dtype=torch.float64).eval()
+    several = [PROMPTS[place] for place in (2, 0, 2, 1, 0, 2)]
+    expected = [alone(model, tokenizer, chat, 6) for chat in several]
+    answered, write = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: answered.append(len(given["input_ids"])) or write(**given))
+    seen = []
+    greedy = GenerateOptions(max_new_tokens=6, batch_size=2)
+    assert generate(model, tokenizer, several, greedy, report=lambda *at: seen.append(at)) == expected
+    assert sum(answered) == 3
+    assert seen[-1] == (6, 6)
+    answered.clear()
+    generate(model, tokenizer, several, GenerateOptions(max_new_tokens=6, temperature=1.0))
+    assert sum(answered) == 6
+
+
 def test_sampling_is_seeded_and_leaves_the_callers_generator_alone(model, tokenizer):
     options = GenerateOptions(max_new_tokens=8, temperature=1.0)
     torch.manual_seed(5)

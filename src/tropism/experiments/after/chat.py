@@ -19,6 +19,7 @@ from tropism.experiments.after.finished import Finished, locate
 from tropism.experiments.evaluate import for_generation
 from tropism.experiments.file.complaints import listed
 from tropism.experiments.file.options import validated
+from tropism.experiments.settled import Settled, read
 from tropism.experiments.start import start_model
 from tropism.experiments.store import RunKey
 from tropism.interventions.routing_modes import MODES, ablation_mode
@@ -140,7 +141,8 @@ def open_chat(
     for key, parts in folders.items():
         for part, folder in parts.items():
             model = models.load_adapter(model, folder, name=adapter_name(key, part))
-    model = for_generation(found.experiment, model.eval())
+    settled = read(found.folder, str(model.device)) or Settled()
+    model = for_generation(settled.experiment(found.experiment), model.eval())
     notes = [*([note] if note else []), *_notes(found, columns)]
     others = [key.condition for key in found.done() if key.seed == columns[0].key.seed and key not in folders]
     if others and not conditions and not modes:

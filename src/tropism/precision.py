@@ -36,7 +36,7 @@ PROMPT_TOKENS = 128
 """Of an average prompt, where reading and writing are weighed against each other."""
 BYTES, MOST_COPIES = 64 * 2**20, 8
 """Weights that a decoding step reads, in copies of the block: more than a cache holds, as in a whole model."""
-ROUNDS = 2
+ROUNDS = 3
 RANK = 8
 VOCABULARY = 64
 """Of the model that is measured: its embeddings are none of the block's business."""
@@ -185,15 +185,18 @@ def _step(block: Any, ids: Any, bfloat16: bool) -> None:
 
 
 def _shortest(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Each run's shortest time, after one that is not counted; in turn, since a machine's speed drifts."""
+    """Each run's shortest processor time, after one that is not counted; in turn, since a machine's speed drifts.
+
+    Processor time and not the clock's, of which other programs take from either at random.
+    """
     for run in runs.values():
         run()
     found = {name: float("inf") for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            found[name] = min(found[name], time.perf_counter() - began)
+            found[name] = min(found[name], time.process_time() - began)
     return found
 
 

@@ -141,6 +141,7 @@ def times(config: Any) -> dict[str, dict[str, float]] | None:
 
 def _one_block(config: Any) -> Any:
     """A model of the configuration's class with a single block, random weights and hardly a vocabulary."""
+    import torch
     from transformers import AutoModel
 
     small = copy.deepcopy(config.get_text_config(decoder=True))
@@ -151,9 +152,8 @@ def _one_block(config: Any) -> Any:
     small.vocab_size = VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(small, name, None)
-    import torch
-
-    return AutoModel.from_config(small, dtype=torch.float32)
+    auto: Any = AutoModel
+    return auto.from_config(small, dtype=torch.float32)
 
 
 def _adapted(block: Any) -> Any:

@@ -14,6 +14,8 @@ import tiny_experiment
 import tropism as tp
 from judge_server import completion, error, serving
 from tropism.errors import ModelError, SpecError
+from tropism.experiments.after.arms import arms_of
+from tropism.experiments.after.export import export
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.yaml_file import parse
 from tropism.experiments.identity import train_identity
@@ -122,6 +124,20 @@ def test_an_arm_has_one_run_in_the_summary_and_says_so(world):
     report = (path / "arms" / "report.html").read_text(encoding="utf-8")
     assert "were not trained here and have one run each" in report
     assert "merged is a whole model, so it has no moved" in report
+
+
+def test_arms_are_models_for_other_evaluators_and_to_take_elsewhere(world, tmp_path):
+    path, _, _ = world
+    found = {arm.name: arm for arm in arms_of(path / "arms")}
+    assert set(found) == {"base", "merged", "published"}
+    assert len({arm.digest() for arm in found.values()}) == 3
+    ids = tiny.batch()["input_ids"]
+    logits = {name: arm.load()[0](input_ids=ids).logits.detach() for name, arm in found.items()}
+    torch.testing.assert_close(logits["published"], logits["merged"], atol=1e-4, rtol=1e-4)
+    assert (logits["base"] - logits["merged"]).abs().max() > 1e-2
+    export(path / "arms" / "published", tmp_path / "made", merged=True)
+    elsewhere = tp.models.load(str(tmp_path / "made"))[0](input_ids=ids).logits
+    torch.testing.assert_close(elsewhere, logits["published"], atol=1e-5, rtol=1e-5)
 
 
 def test_an_arm_stands_beside_trained_conditions(world):

@@ -67,12 +67,12 @@ def intact_adapter(folder: Folder, name: str) -> Path:
 
 def load_arm(experiment: ExperimentSpec, condition: str) -> Any:
     """The model that a condition names, in the place of training one."""
-    return load_base(experiment, _source_of_arm(experiment, condition))[0]
+    return load_base(experiment, source_of_arm(experiment, condition))[0]
 
 
 def tokenizer_of_arm(experiment: ExperimentSpec, condition: str) -> Any:
     """The tokenizer of the model that a condition names."""
-    return load_tokenizer(experiment, _source_of_arm(experiment, condition))
+    return load_tokenizer(experiment, source_of_arm(experiment, condition))
 
 
 def load_side(experiment: ExperimentSpec, folder: Folder, named: str | ModelSpec, untouched: Any) -> Any:
@@ -82,7 +82,8 @@ def load_side(experiment: ExperimentSpec, folder: Folder, named: str | ModelSpec
     return load_base(experiment, models.resolve(named.model, revision=named.revision))[0]
 
 
-def _source_of_arm(experiment: ExperimentSpec, condition: str) -> models.Source:
+def source_of_arm(experiment: ExperimentSpec, condition: str) -> models.Source:
+    """Where the model that a condition names is."""
     spec = experiment.conditions[condition]
     assert spec.model is not None  # it is asked for where a condition names a model
     return models.resolve(spec.model, revision=spec.revision)

@@ -103,7 +103,8 @@ class TropismModel(ModelAPI):  # type: ignore[misc, unused-ignore]
         from tropism.data.generation import GenerateOptions
 
         given = {"max_new_tokens": config.max_tokens, "temperature": config.temperature, "top_p": config.top_p}
-        held = self._experiment.generate.model_dump() | {k: v for k, v in given.items() if v is not None}
+        held = self._experiment.generate.model_dump() | {"samples": 1}
+        held |= {name: value for name, value in given.items() if value is not None}
         return GenerateOptions(**held)
 
     def _answer(self, batch: list[_Asked]) -> None:

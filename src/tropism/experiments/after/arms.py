@@ -1,7 +1,7 @@
 """A finished run as one model: the experiment's base with what a mode of the run's adapters learned merged into it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,15 @@ from typing import Any
 from tropism.errors import UsageError
 from tropism.experiments.after.finished import Finished, locate
 from tropism.experiments.file.complaints import listed
-from tropism.experiments.start import load_base, prepared_adapter, start_model
+from tropism.experiments.file.spec import ConditionSpec
+from tropism.experiments.start import (
+    load_arm,
+    load_base,
+    prepared_adapter,
+    source_of_arm,
+    start_model,
+    tokenizer_of_arm,
+)
 from tropism.experiments.store import RunKey
 from tropism.experiments.subject import Trained
 from tropism.interventions.routing_modes import MODES
@@ -25,9 +33,24 @@ class Arm:
     mode: str
 
     @property
+    def spec(self) -> ConditionSpec | None:
+        """The condition in the file; None of the untrained model."""
+        return self.found.experiment.conditions.get(self.key.condition)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the condition names a whole model, in the place of training one."""
+        return self.spec is not None and self.spec.model is not None
+
+    @property
+    def folders(self) -> Mapping[str, Path]:
+        """The adapters that the model has: one as `""`, or `retain` and `forget`; none of a whole model."""
+        return {} if self.whole else self.found.adapters(self.key)
+
+    @property
     def two(self) -> bool:
         """Whether the run has a retain and a forget adapter."""
-        return len(self.found.adapters(self.key)) == 2
+        return len(self.folders) == 2
 
     @property
     def name(self) -> str:
@@ -37,22 +60,21 @@ class Arm:
     @property
     def trained(self) -> Trained:
         """The run's adapters as evaluation takes them."""
-        folders = self.found.adapters(self.key)
+        folders = self.folders
         both = self.found.folder.run_path(self.key) / "adapter" if folders else None
         return Trained(folders.get("", both), len(folders) == 2)
 
     @property
     def untouched(self) -> bool:
         """Whether it is an adapter that was there already, which goes onto the model without `start_from`."""
-        spec = self.found.experiment.conditions.get(self.key.condition)
-        return spec is not None and spec.adapter is not None
+        return self.spec is not None and self.spec.adapter is not None
 
     def digest(self) -> str:
         """SHA-256 of every adapter that is in the model, and of the base model's name and revision."""
-        source, _ = self.found.source()
+        source = source_of_arm(self.found.experiment, self.key.condition) if self.whole else self.found.source()[0]
         said = hashlib.sha256(f"{source.name} {source.kind} {source.revision}".encode())
-        folders = list(self.found.adapters(self.key).values())
-        if self.found.experiment.start_from is not None and not self.untouched:
+        folders = list(self.folders.values())
+        if self.found.experiment.start_from is not None and not (self.untouched or self.whole):
             folders.append(prepared_adapter(self.found.folder, self.found.experiment.start_from))
         for folder in folders:
             for file in sorted(folder.glob("adapter_*")):
@@ -64,12 +86,14 @@ class Arm:
 
         Raises as `models.load` and `models.load_adapter`.
         """
-        source, _ = self.found.source()
         experiment, folder = self.found.experiment, self.found.folder
-        if self.untouched:
-            model, tokenizer = load_base(experiment, source, folder)
+        if self.whole:
+            model = load_arm(experiment, self.key.condition)
+            tokenizer = tokenizer_of_arm(experiment, self.key.condition)
+        elif self.untouched:
+            model, tokenizer = load_base(experiment, self.found.source()[0], folder)
         else:
-            model, tokenizer = start_model(experiment, folder, source)
+            model, tokenizer = start_model(experiment, folder, self.found.source()[0])
         if merged:
             model = self.trained.merged(model, self.mode)
         elif self.trained.adapter is not None:
@@ -105,8 +129,12 @@ def arm_of(path: str | Path, mode: str | None = None) -> Arm:
 
 
 def arms_of(folder: str | Path) -> Iterator[Arm]:
-    """The untrained model and every finished run of an experiment, each in every mode that it has."""
+    """The untrained model, every finished run in every mode that it has, and adapters and models that were there.
+
+    What is behind an endpoint is no model that can be loaded, and is left out.
+    """
     found, _ = locate(folder)
-    for key in [RunKey(BASE, None), *found.done()]:
-        for mode in MODES if len(found.adapters(key)) == 2 else ("full",):
-            yield Arm(found, key, mode)
+    there = [n for n, spec in found.experiment.conditions.items() if not spec.trains and spec.endpoint is None]
+    for key in [RunKey(BASE, None), *found.done(), *(RunKey(name, None) for name in there)]:
+        single = Arm(found, key, "full")
+        yield from [Arm(found, key, mode) for mode in MODES] if single.two else [single]

@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help demo test check bench docs schema hooks clean
+.PHONY: help demo test sweep check bench docs schema hooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run examples/caps.yaml in its quick form on a real model; ends with a table and a report"
 	@echo "make test    run every test"
+	@echo "make sweep   try every architecture of transformers, tiny, and write docs/architectures.md anew (half an hour)"
 	@echo "make check   ruff (lint and format), mypy --strict, import-linter, doctests"
 	@echo "make bench   print speed and memory as ratios, in JSON"
 	@echo "make docs    run the documentation's examples, check its links, build the site in build/site"
@@ -37,6 +38,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+sweep: $(VENV)/.dev
+	$(BIN)/python tests/sweep.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,9 +8,10 @@ else than what attention adds. So a site `attn_out` or `mlp_out` is used only wh
 holds with the parts' outputs edited: what is read is what the stream receives, and an edit of it lands.
 """
 
+import copy
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from tropism.errors import ModelError, SiteError
@@ -102,6 +104,92 @@ def with_hidden_states(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A module's arguments with `h` in place of the hidden states, which come first or by name."""
     return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
+
+
+def hidden_states_offset(config: Any) -> int:
+    """Return which entry of `hidden_states` block 0's output is: 1 in most models, 0 in Mamba's kind, where none is the input.
+
+    Found by running a model of the configuration on `meta`, without weights or arithmetic, and by looking which entry
+    *is* the tensor that a block returned; every block but the last must agree (behind it, transformers may norm first).
+    Raises `ModelError` where it cannot be told.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            # In bfloat16, the one dtype that grouped experts have on meta.
+            how: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.bfloat16}
+            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), **how).eval()
+            returned: list[Tensor] = []
+            for block in decoder_layers(model):
+                block.register_forward_hook(lambda _module, _args, output: returned.append(first_tensor(output)))
+            ids = torch.zeros((1, _TOKENS), dtype=torch.long)
+            # With a mask: without one, transformers looks into the positions for packed rows, which have no values here.
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+            with torch.no_grad(), _Answered():
+                states = model(**_taken(model, given), output_hidden_states=True).hidden_states
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
+        raise ModelError(f"{_UNTOLD} ({said}); {_SAY}") from error
+    entries = [index for index, state in enumerate(states) if state is returned[0]]
+    agree = entries and all(states[entries[0] + layer] is returned[layer] for layer in range(len(returned) - 1))
+    if not agree:
+        raise ModelError(f"{_UNTOLD} (no entry is what a block returns); {_SAY}")
+    return entries[0]
+
+
+class _Answered(TorchFunctionMode):
+    """Answers yes where a model on `meta` asks a tensor for its value: whether every token is attended, say."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.item, torch.Tensor.__bool__) and args[0].is_meta:
+            return True
+        return function(*args, **(kwargs or {}))
+
+
+_UNTOLD = "which entry of hidden_states is which block's output could not be told for this model"
+_SAY = "number the layers by blocks, and say so with Reading.indexing='blocks' (--indexing blocks)"
+
+
+def rows_mixed(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The modules at whose input the rows of a batch cannot be told apart, with the reason: where experts regroup tokens.
+
+    Found by two passes over two rows of which one is changed: at a module that sees `[B, T, d]` or `[B·T, d]` in order,
+    the other row's input stays as it was. Raises `SiteError` where the model cannot be run on tokens alone.
+    """
+    inner = base_model(model)
+    seen: list[dict[str, list[Tensor]]] = []
+    with untouched(inner), quiet_hooks(inner):
+        for step in (0, 1):
+            inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
+            handles = [m.register_forward_pre_hook(partial(_keep_input, inputs[name])) for name, m in modules.items()]
+            batch = _inputs(inner)
+            batch["input_ids"][1] += step
+            try:
+                inner(**batch)
+            except Exception as error:
+                raise SiteError(f"{type(inner).__name__} cannot be run on ten tokens: {error}") from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+            seen.append(inputs)
+    return {name: why for name in modules if (why := _mixed(seen[0][name], seen[1][name])) is not None}
+
+
+def _keep_input(kept: list[Tensor], _module: nn.Module, args: tuple[Any, ...]) -> None:
+    kept.append(args[0].detach().clone())
+
+
+def _mixed(first: list[Tensor], second: list[Tensor]) -> str | None:
+    """Why one row's positions cannot be told from the other's, over all calls of a module; None where they can."""
+    for x, again in zip(first, second, strict=False):
+        flat = x.dim() == 2 and x.shape[0] == _ROWS * _TOKENS
+        if not (flat or (x.dim() == 3 and x.shape[0] == _ROWS)):
+            return f"it sees {list(x.shape)} where a batch has [{_ROWS}, {_TOKENS}, d]"
+        half = x.shape[0] // 2
+        if x.shape != again.shape or not torch.allclose(x[:half].float(), again[:half].float(), rtol=1e-2, atol=1e-4):
+            return "it sees one row's tokens in another's place"
+    return None if len(first) == len(second) else "it runs or not as tokens are sent to it"
 
 
 # --- what is proposed ---
@@ -251,11 +339,9 @@ def _nearest(seen: _Seen) -> tuple[str | None, str | None]:
 
 
 def _run(model: nn.Module, seen: Sequence[_Seen], site: str) -> None:
-    """One pass on ten tokens."""
+    """One pass on ten tokens, with what each block does looked at; whatever ends it becomes a `SiteError`."""
     inner = base_model(model)
-    with ExitStack() as stack:
-        for context in (untouched(inner), quiet_hooks(inner)):
-            stack.enter_context(context)
+    with untouched(inner), quiet_hooks(inner), ExitStack() as stack:
         for one in seen:
             for handle in one.handles():
                 stack.callback(handle.remove)
@@ -275,13 +361,14 @@ def _inputs(inner: Any) -> dict[str, Any]:
         raise ModelError("its weights are on the meta device, without values: load them first")
     device = "cpu" if embeddings.device.type == "meta" else embeddings.device  # offloaded: accelerate moves the ids
     ids = torch.arange(_ROWS * _TOKENS, device=device).reshape(_ROWS, _TOKENS) + 3
-    taken = inspect.signature(inner.forward).parameters
-    given = {
-        "input_ids": ids % embeddings.shape[0],
-        "attention_mask": torch.ones_like(ids),
-        "use_cache": False,
-    }
-    return {name: value for name, value in given.items() if name in taken or "kwargs" in taken}
+    given = {"input_ids": ids % embeddings.shape[0], "attention_mask": torch.ones_like(ids), "use_cache": False}
+    return _taken(inner, given)
+
+
+def _taken(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the model's forward pass takes."""
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in given.items() if name in names or "kwargs" in names}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tropism.blocks import branch, with_hidden_states
 from tropism.blocks import first_tensor as first_tensor
 from tropism.blocks import with_first_tensor as with_first_tensor
 from tropism.errors import ModelError, SiteError
-from tropism.site import Site, base_model, block_runner, decoder_layers, parallel_streams
+from tropism.site import Site, base_model, block_runner, decoder_layers, parallel_streams, time_first
 
 Edit = Callable[[Tensor], Tensor | None]
 """Takes `h [B, T, d]` and returns its replacement, or None to leave it."""
@@ -38,6 +38,11 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
             f"{site}: the blocks of {type(base_model(model)).__name__} carry several residual streams side by side "
             f"({several}), so there is no one stream [B, T, d_model] to read or edit; guards on parameters "
             "(UpdateConstraint, GradientRouting) need no site"
+        )
+    if time_first(model):
+        raise SiteError(
+            f"{site}: the blocks of {type(base_model(model)).__name__} pass on [T, B, d_model], time first, where guards "
+            "and probes read [B, T, d_model]"
         )
     if site.stream == "resid_post":
         return block, False

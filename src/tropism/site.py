@@ -111,19 +111,18 @@ def _blocks(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleLi
             f"decoder_layers: {kind} has no config, so it is no Hugging Face causal LM; name its list of blocks with "
             f"tropism.register_blocks({kind}, 'path.to.blocks')"
         )
-    count = config.get_text_config(decoder=True).num_hidden_layers
-    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
-    prefix = next((name for name, module in inner.named_modules() if module is decoder), "")
-    lists = {
-        f"{prefix}.{name}".strip("."): module
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList)
-    }
+    text = config.get_text_config(decoder=True)
+    if (why := _NO_BLOCKS.get(getattr(text, "model_type", ""))) is not None:
+        raise ModelError(
+            f"decoder_layers: {kind} {why}, so it has no blocks that guards, probes or directions could use"
+        )
+    count = text.num_hidden_layers
+    lists = _module_lists(inner, language_model(inner))
     # Outermost only: experts inside a block can be as many as there are blocks.
     candidates = {
         name: module
         for name, module in lists.items()
-        if len(module) == count and not any(name.startswith(outer + ".") for outer in lists)
+        if len(module) == count and not any(name.startswith(outer + ".") for outer in lists) and not TOWER.search(name)
     }
     if len(candidates) == 1:
         return next(iter(candidates.items()))
@@ -133,6 +132,43 @@ def _blocks(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleLi
         f"(candidates: {listed}); name the right one with tropism.register_blocks({kind}, 'path.to.blocks'), or in an "
         "experiment with blocks: path.to.blocks"
     )
+
+
+TOWER = re.compile(r"image|vision|visual|audio|speech")
+"""Towers of other modalities inside a decoder (GIT, Phi-4 multimodal) can have as many blocks as it has."""
+
+_APART = "keeps the attentions and the MLPs of its layers in separate lists"
+_NO_BLOCKS = {
+    "xlm": _APART,
+    "flaubert": _APART,
+    "reformer": "runs reversible layers with a backward pass of their own",
+    "hrm_text": "runs two stacks of blocks several times in every pass",
+}
+"""Models that are no list of blocks, each run once; a path can be registered nevertheless."""
+
+
+def _module_lists(inner: nn.Module, within: nn.Module) -> dict[str, nn.ModuleList]:
+    """Every `ModuleList` inside a part of the model, by its name in the whole."""
+    prefix = next((name for name, module in inner.named_modules() if module is within), "")
+    return {
+        f"{prefix}.{name}".strip("."): module
+        for name, module in within.named_modules()
+        if isinstance(module, nn.ModuleList)
+    }
+
+
+def language_model(model: nn.Module) -> Any:
+    """The part of a model that its text passes through: `get_decoder()`, or the whole where that holds no blocks."""
+    inner = base_model(model)
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    # ModernBERT's `decoder` is its output embedding.
+    return decoder if any(isinstance(module, nn.ModuleList) for module in decoder.modules()) else inner
+
+
+def time_first(model: nn.Module) -> bool:
+    """Whether blocks pass on `[T, B, d]`, as XLNet's do."""
+    config = getattr(base_model(model), "config", None)  # theirs: a registered model may have none
+    return getattr(config, "model_type", "") == "xlnet"
 
 
 def _at_path(inner: nn.Module, path: str) -> tuple[str, nn.ModuleList]:

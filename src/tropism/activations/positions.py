@@ -95,7 +95,8 @@ class BatchReader:
             raise GuardNotInForce(NO_MASK.format(positions=positions))
         else:
             on = response if positions == "response" else _edge(response, positions)
-        if on.numel() * like.shape[-1] != like.numel():
+        # [T, B, d] has as many tokens as [B, T, d]: a count proves nothing.
+        if on.numel() * like.shape[-1] != like.numel() or (like.dim() == 3 and on.shape != like.shape[:2]):
             raise GuardNotInForce(
                 f"positions={positions!r}: the batch marks {list(on.shape)} tokens and the activation has "
                 f"{list(like.shape[:-1])}; response_mask must have one entry for every token that the blocks see"

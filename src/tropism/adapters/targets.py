@@ -4,12 +4,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from tropism.errors import ModelError
-from tropism.site import base_model
+from tropism.site import TOWER, base_model, language_model
 
 ALL_LINEAR = "all-linear"
+
+_MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_NOT_IN_MAMBA = frozenset({"out_proj", "conv1d", "dt_proj"})
+"""What PEFT refuses to adapt in these models, or would adapt in vain: their code reads the weights past the modules."""
 
 
 def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | list[str]:
@@ -17,7 +22,9 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | lis
 
     PEFT's `all-linear` also adapts the towers of other modalities, which text never passes through. Where a model has
     linear layers outside its decoder, other than the output embedding, `all-linear` becomes an explicit pattern of the
-    linear layers inside it, which `adapter_config.json` then records; everything else is returned as it is.
+    linear layers inside it, which `adapter_config.json` then records; everything else is returned as it is. The same where
+    PEFT refuses a linear layer (`out_proj` of Mamba's kind), and where one returns something else than its product, as the
+    routers of Llama 4 and PhiMoE do: PEFT fails in the first forward pass.
 
     >>> resolve_targets(model, "all-linear")  # doctest: +SKIP
     'model\\\\.language_model\\\\..*\\\\.(down_proj|gate_proj|k_proj|o_proj|q_proj|up_proj|v_proj)'
@@ -71,16 +78,35 @@ def _linear_layers(model: nn.Module) -> tuple[list[str], list[str]]:
     inner: Any = base_model(model)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     where = _decoder_name(model)
+    mamba = getattr(getattr(inner, "config", None), "model_type", "") in _MAMBAS
     inside: list[str] = []
     outside: list[str] = []
     for name, module in inner.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
-            (inside if name.startswith(f"{where}.") or not where else outside).append(name)
+            within = (name.startswith(f"{where}.") or not where) and not TOWER.search(name)
+            within = within and not (mamba and name.rpartition(".")[2] in _NOT_IN_MAMBA)
+            (inside if within and returns_product(module) else outside).append(name)
     return inside, outside
+
+
+def returns_product(module: nn.Module) -> bool:
+    """Whether a linear layer returns one vector for each that it is given, so that an adapter can add to it."""
+    kind = type(module)
+    own = isinstance(module, nn.Linear) and kind.forward is not nn.Linear.forward
+    if not own or not kind.__module__.startswith("transformers.models."):
+        return True  # torch's own, or a quantised one
+    linear: Any = module
+    x = torch.zeros((1, linear.in_features), device=linear.weight.device, dtype=linear.weight.dtype)
+    try:
+        with torch.no_grad():
+            y = linear(x)
+    except RuntimeError:  # a grouped layer, which takes its input in parts
+        return False
+    return isinstance(y, torch.Tensor) and tuple(y.shape) == (1, linear.out_features)
 
 
 def _decoder_name(model: nn.Module) -> str:
     """The dotted name of the language model inside a model; empty where it is the model itself."""
     inner: Any = base_model(model)
-    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    decoder = language_model(inner)
     return next((name for name, module in inner.named_modules() if module is decoder), "")

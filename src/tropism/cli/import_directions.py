@@ -96,7 +96,9 @@ def _import_activations(files: list[Path], model: str, target: Path, reading: "R
     config = AutoConfig.from_pretrained(source.path, revision=source.revision if source.path == source.name else None)
     config.name_or_path = source.name
     text = config.get_text_config(decoder=True)
-    found = tp.import_directions(files, width=text.hidden_size, layers=text.num_hidden_layers, reading=reading)
+    found = tp.import_directions(
+        files, width=text.hidden_size, layers=text.num_hidden_layers, reading=reading, config=config
+    )
     directions = found.directions
     if "model" in directions.provenance:
         directions = directions.check_config(config, force=force)

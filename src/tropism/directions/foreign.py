@@ -3,7 +3,7 @@
 | format | what it holds | layers |
 |---|---|---|
 | CAFT `.npy` | components `[k, d]` or `[d, k]` of one layer | named by the file, blocks from 0 |
-| persona vectors `.pt` | `[L + 1, d]` | index into `hidden_states`: vector ℓ is `Site(ℓ − 1)` |
+| persona vectors `.pt` | `[L + 1, d]` | index into `hidden_states`: vector ℓ is `Site(ℓ − 1)`, in Mamba's kind `Site(ℓ)` |
 | CAFT `.pt` | `{layer: [k, d]}` as NumPy arrays | blocks from 0 |
 | backward CAFT `.pt` | `{layer: [d, k]}`, `{"directions": {layer: [d]}, "norms": ..., "config": ...}` | blocks from 0 |
 | `dictionary_learning` `ae.pt` | an SAE: the decoder rows of the latents that `components` names | one block, by `config.json` |
@@ -41,8 +41,13 @@ def import_directions(
     width: int,
     layers: int,
     reading: Reading | None = None,
+    config: Any = None,
 ) -> Imported:
     """Read directions that another project made, for a model of `width` and `layers` blocks.
+
+    `config`, the model's transformers configuration, tells which entry of `hidden_states` is which block's output, where a
+    file is indexed by those: in Mamba's kind entry ℓ is behind block ℓ. Without it, entry ℓ is taken to be behind block
+    ℓ − 1, as in transformers' Llama and most others.
 
     Several files are read one by one and put together: CAFT writes a file for each layer.
 
@@ -53,7 +58,7 @@ def import_directions(
     >>> found.format, found.directions.sites
     ('a dictionary of layers', (Site(layer=3, stream='resid_post'),))
     """
-    reader = ForeignReader(width, layers, Reading() if reading is None else reading)
+    reader = ForeignReader(width, layers, Reading() if reading is None else reading, config)
     if isinstance(source, Mapping):
         found = reader.dictionary(source, "a dictionary of layers", {})
     else:

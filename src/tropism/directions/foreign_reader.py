@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tropism.blocks import hidden_states_offset
 from tropism.directions.artifact import Directions
 from tropism.directions.components import Components, chosen_rows, recorded, wanted_at
 from tropism.directions.dictionary import decoder_rows, site_of_file
@@ -61,6 +62,8 @@ class ForeignReader:
     width: int
     layers: int
     how: Reading
+    config: Any = None
+    """The model's configuration, from which is told what its `hidden_states` index; without it, as in most models."""
 
     def latents(self, value: Mapping[str, Tensor], path: Path, about: dict[str, Any]) -> Imported:
         """The decoder rows of some latents of an SAE; all of them would span everything."""
@@ -99,13 +102,19 @@ class ForeignReader:
             f"{self.layers} blocks of width {self.width}); give Reading.layer (--layer)"
         )
 
+    def _offset(self) -> int:
+        """Which entry of `hidden_states` block 0's output is."""
+        return 1 if self.config is None else hidden_states_offset(self.config)
+
     def _hidden_states(self, array: Tensor, about: dict[str, Any]) -> Imported:
-        """`[L + 1, d]`, indexed as `hidden_states`: vector ℓ is read after block ℓ − 1."""
+        """`[L + 1, d]`, indexed as `hidden_states`: the last row is behind the final norm, and no output of a block."""
+        first = self._offset()
+        left_out = "the last row (after the final norm), which is no output of a block"
         notes = (
-            "rows index hidden_states, so row l is the output of block l - 1",
-            "left out: row 0 (the embeddings) and the last row (after the final norm), which are no output of a block",
+            _indexed("rows index hidden_states, so row", first),
+            f"left out: row 0 (the embeddings) and {left_out}" if first else f"left out: {left_out}",
         )
-        rows = {index - 1: array[index] for index in range(1, self.layers)}
+        rows = {index - first: array[index] for index in range(first, self.layers)}
         return self._build(rows, "persona vectors, [L + 1, d] (.pt)", about, notes, shifted=True)
 
     def dictionary(self, value: Any, kind: str, about: dict[str, Any]) -> Imported:
@@ -186,17 +195,18 @@ class ForeignReader:
         shifted: bool = False,
     ) -> Imported:
         shift = self.how.indexing == "hidden_states" and not shifted
+        first = self._offset() if shift else 0
         vectors: dict[Site, Tensor] = {}
         for key, value in by_layer.items():
             site = key if isinstance(key, Site) else Site(key)
             if shift:
-                if site.layer == 0:
+                if site.layer < first:
                     notes += ("left out: layer 0 (the embeddings), which is no output of a block",)
                     continue
                 if site.layer == self.layers:
                     notes += (f"left out: layer {self.layers} (after the final norm), which is no output of a block",)
                     continue
-                site = Site(site.layer - 1, site.stream)
+                site = Site(site.layer - first, site.stream)
             if site.layer >= self.layers:
                 raise DirectionsError(
                     f"layer {site.layer} is past the last block: the model has blocks 0 to {self.layers - 1}; if the "
@@ -205,7 +215,7 @@ class ForeignReader:
                 )
             vectors[site] = self._rows(value.to(torch.float32), site)
         if shift:
-            notes += ("layer numbers index hidden_states, so number l is the output of block l - 1",)
+            notes += (_indexed("layer numbers index hidden_states, so number", first),)
         if not vectors:
             raise DirectionsError("no layer of the file is the output of a block of this model")
         how = {"format": kind, **self.how.given()}
@@ -236,6 +246,10 @@ class ForeignReader:
                 f"width {d}"
             )
         return value if rows else value.T
+
+
+def _indexed(what: str, first: int) -> str:
+    return f"{what} l is the output of block {'l - 1' if first == 1 else 'l' if first == 0 else f'l - {first}'}"
 
 
 def layer_of(key: Any) -> int | Site | None:

@@ -36,7 +36,9 @@ def import_for(spec: DirectionsSpec, config: Any) -> Imported:
     """
     text = config.get_text_config(decoder=True)
     reading = Reading(**(spec.reading or {}), components=spec.chosen_components)
-    imported = import_directions(spec.files(), width=text.hidden_size, layers=text.num_hidden_layers, reading=reading)
+    imported = import_directions(
+        spec.files(), width=text.hidden_size, layers=text.num_hidden_layers, reading=reading, config=config
+    )
     directions = imported.directions.check_config(config)
     if spec.sites is not None:
         chosen = [Site(layer) for layer in select_layers(spec.sites, text.num_hidden_layers)]

@@ -1,13 +1,16 @@
 """What gradient routing can be attached to: two plain LoRA adapters, live and trainable, and nothing else trainable."""
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from tropism.adapters.parts import parts_of_model, require
-from tropism.errors import AttachError
+from tropism.adapters.targets import returns_product
+from tropism.blocks import rows_mixed
+from tropism.errors import AttachError, SiteError
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -37,9 +40,23 @@ def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: st
                 f"GradientRouting: the model must have a LoRA adapter {adapter!r}, found "
                 f"{', '.join(map(repr, found)) or 'no adapter'}; make both with tropism.two_adapters(model, ...)"
             )
-    require("route", parts_of_model(model, both), "GradientRouting", AttachError)
+    parts = parts_of_model(model, both)
+    experts = [part.module for part in parts if part.kind == "experts"]
+    if experts:
+        raise AttachError(
+            f"GradientRouting: the adapter has LoRA on the fused experts at {_shown(experts)}, whose factors lie in one "
+            f"tensor and act through no module, so that rows cannot be told apart; {_instead(layers, experts)}"
+        )
+    require("route", parts, "GradientRouting", AttachError)
     for name, layer in layers.items():
         _check_layer(name, layer, both)
+    odd = [name for name, layer in layers.items() if not returns_product(layer.get_base_layer())]
+    if odd:
+        raise AttachError(
+            f"GradientRouting: {_shown(odd)} returns something else than its product (a router), so that no adapter can "
+            f"add to it; {_instead(layers, odd)}"
+        )
+    _check_rows(model, layers)
     _check_trainable(model, layers, both)
     lacking = [name for name, layer in layers.items() if forget in layer.lora_A and retain not in layer.lora_A]
     if lacking:
@@ -48,6 +65,39 @@ def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: st
             f"({', '.join(lacking[:3])}); there nothing trained is left once {forget!r} is removed",
             stacklevel=2,
         )
+
+
+def _check_rows(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
+    """Every adapted module sees the rows of a batch in order; in a mixture of experts, tokens are regrouped by expert."""
+    try:
+        mixed = rows_mixed(model, layers)
+    except SiteError:
+        return  # not runnable on tokens alone: each linear's first pass checks the shapes that it sees
+    if mixed:
+        first = next(iter(mixed))
+        raise AttachError(
+            f"GradientRouting cannot tell which rows of a batch {_shown(list(mixed))} see ({mixed[first]}), as where a "
+            f"mixture of experts sends tokens about; {_instead(layers, mixed)}"
+        )
+
+
+def _shown(names: Collection[str]) -> str:
+    """The kinds of modules, with blocks and experts as `*`."""
+    kinds = list(
+        dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name.removeprefix("base_model.model.")) for name in names)
+    )
+    return ", ".join(kinds[:3]) + (f" and {len(kinds) - 3} more" if len(kinds) > 3 else "")
+
+
+def _instead(layers: Mapping[str, LoraLayer], refused: Collection[str]) -> str:
+    """The target modules that can be routed, by the last part of their names."""
+    out = {name.removeprefix("base_model.model.") for name in refused}
+    kept, gone = set(), set()
+    for name in layers:
+        plain = name.removeprefix("base_model.model.")
+        (gone if plain in out or "base_layer" in plain else kept).add(plain.rpartition(".")[2])
+    routable = sorted(kept - gone)
+    return f"adapt the others alone: target_modules={routable}" if routable else "adapt other modules"
 
 
 def _check_layer(name: str, layer: LoraLayer, both: tuple[str, str]) -> None:

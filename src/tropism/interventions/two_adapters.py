@@ -14,6 +14,7 @@ from tropism.adapters.folder import open_adapter
 from tropism.adapters.load import check_base
 from tropism.adapters.merge import merge_adapters
 from tropism.adapters.parts import parts_of_config, require
+from tropism.adapters.targets import ALL_LINEAR, resolve_targets
 from tropism.errors import AdapterMissing, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +30,8 @@ def two_adapters(
 ) -> PeftModel:
     """The model with both adapters live and trainable; ranks, alphas and target modules may differ.
 
-    PEFT's `PeftModel.set_adapter` takes one name only; both are made active through `model.base_model.set_adapter`.
+    `target_modules="all-linear"` leaves out the towers that text does not pass through. PEFT's `PeftModel.set_adapter`
+    takes one name only; both are made active through `model.base_model.set_adapter`.
 
     >>> model = two_adapters(base, retain=LoraConfig(r=8), forget=LoraConfig(r=4))  # doctest: +SKIP
     """
@@ -41,12 +43,20 @@ def two_adapters(
     for config in configs:
         require("ablate", parts_of_config(config.to_dict()), "two_adapters", ModelError)
     # PEFT writes into the configurations it is given; one configuration may be passed for both.
-    peft_model = get_peft_model(model, copy.deepcopy(retain), adapter_name=retain_name)
-    peft_model.add_adapter(forget_name, copy.deepcopy(forget))
+    retain, forget = (_resolved(model, copy.deepcopy(config)) for config in (retain, forget))
+    peft_model = get_peft_model(model, retain, adapter_name=retain_name)
+    peft_model.add_adapter(forget_name, forget)
     activate_both(peft_model, retain_name, forget_name)
     tuner: Any = peft_model.base_model
     tuner.peft_config = _Adapters(tuner.peft_config)
     return peft_model
+
+
+def _resolved(model: nn.Module, config: LoraConfig) -> LoraConfig:
+    """The configuration with `all-linear` meaning the language model's, where a model has other towers."""
+    if config.target_modules == ALL_LINEAR:
+        config.target_modules = resolve_targets(model, ALL_LINEAR)
+    return config
 
 
 class _Adapters(dict[str, Any]):

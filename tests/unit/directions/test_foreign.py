@@ -10,11 +10,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
+import tiny
 import tropism as tp
 from tropism.directions.foreign import Reading, import_directions
-from tropism.errors import DirectionsError
+from tropism.errors import DirectionsError, ModelError
 
 D, L = 8, 4
 
@@ -76,6 +78,48 @@ def test_persona_vectors_shift_is_that_of_hidden_states(model, tokenizer, tmp_pa
     own = tp.find_directions(model, tokenizer, contrast, sites=list(imported.sites))
     for site in imported.sites:
         torch.testing.assert_close(imported.vectors[site], own.vectors[site], atol=1e-5, rtol=1e-4)
+
+
+def _mamba():
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=D, state_size=4, num_hidden_layers=L)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def _llama():
+    return tiny.model(layers=L).eval()
+
+
+@pytest.mark.parametrize(("make", "blocks"), [(_mamba, range(L)), (_llama, range(L - 1))], ids=["mamba", "llama"])
+def test_rows_of_hidden_states_land_on_the_blocks_that_made_them(tmp_path, make, blocks):
+    """Mamba's `hidden_states` leave the embeddings out, so that entry l is behind block l and not behind block l - 1."""
+    model = make()
+    ids = torch.tensor([[5, 9, 12, 7]])
+    with torch.no_grad(), tp.capture(model, [tp.Site(layer) for layer in blocks]) as acts:
+        states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    width = states[0].shape[-1]
+    rows = torch.stack([state[0].mean(0) for state in states])
+    assert len(rows) == L + 1
+    file = tmp_path / "persona.pt"
+    torch.save(rows, file)
+    by_number = dict(enumerate(rows))
+    for source, reading in ((file, Reading()), (by_number, Reading(indexing="hidden_states"))):
+        found = import_directions(source, width=width, layers=L, reading=reading, config=model.config).directions
+        assert found.sites == tuple(tp.Site(layer) for layer in blocks)
+        for site in found.sites:
+            torch.testing.assert_close(found.vectors[site][0], acts[site][0].mean(0))
+
+
+def test_where_hidden_states_cannot_be_told_it_is_said(tmp_path):
+    """RWKV halves the stream between blocks: what a block returns is in none of its hidden states."""
+    file = tmp_path / "persona.pt"
+    torch.save(rows(L + 1), file)
+    config = transformers.RwkvConfig(
+        vocab_size=64, hidden_size=D, num_hidden_layers=L, attention_hidden_size=D, rescale_every=1, use_cache=False
+    )
+    with pytest.raises(
+        ModelError, match=r"hidden_states is which block's output could not be told .*--indexing blocks"
+    ):
+        import_directions(file, width=D, layers=L, config=config)
 
 
 def test_one_row_a_block_is_not_shifted(tmp_path):

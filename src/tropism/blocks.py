@@ -115,11 +115,12 @@ def hidden_states_offset(config: Any) -> int:
     """
     from transformers import AutoModelForCausalLM
 
+    of_config: Any = AutoModelForCausalLM.from_config
     try:
         with torch.device("meta"):
             # In bfloat16, the one dtype that grouped experts have on meta.
             how: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.bfloat16}
-            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), **how).eval()
+            model: Any = of_config(copy.deepcopy(config), **how).eval()
             returned: list[Tensor] = []
             for block in decoder_layers(model):
                 block.register_forward_hook(lambda _module, _args, output: returned.append(first_tensor(output)))
@@ -151,7 +152,7 @@ _UNTOLD = "which entry of hidden_states is which block's output could not be tol
 _SAY = "number the layers by blocks, and say so with Reading.indexing='blocks' (--indexing blocks)"
 
 
-def rows_mixed(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+def rows_mixed(model: nn.Module, modules: Mapping[str, Any]) -> dict[str, str]:
     """The modules at whose input the rows of a batch cannot be told apart, with the reason: where experts regroup tokens.
 
     Found by two passes over two rows of which one is changed: at a module that sees `[B, T, d]` or `[B·T, d]` in order,

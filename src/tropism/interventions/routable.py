@@ -92,7 +92,8 @@ def _shown(names: Collection[str]) -> str:
 def _instead(layers: Mapping[str, LoraLayer], refused: Collection[str]) -> str:
     """The target modules that can be routed, by the last part of their names."""
     out = {name.removeprefix("base_model.model.") for name in refused}
-    kept, gone = set(), set()
+    kept: set[str] = set()
+    gone: set[str] = set()
     for name in layers:
         plain = name.removeprefix("base_model.model.")
         (gone if plain in out or "base_layer" in plain else kept).add(plain.rpartition(".")[2])

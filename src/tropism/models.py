@@ -58,6 +58,60 @@ class Source:
         return {key: value for key, value in asdict(self).items() if key != "path"}
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How the weights are brought into memory; by default whole, on one device.
+
+    `quantization`: `nf4` and `int8` hold the linear layers in 4 and 8 bits (bitsandbytes), of which adapters are trained in
+    full precision (QLoRA). `attn_implementation`, `device_map` and `max_memory` are transformers' own.
+    """
+
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    attn_implementation: str | None = None
+    device_map: str | dict[str, Any] | None = None
+    max_memory: dict[str, str] | None = None
+
+    def arguments(self, dtype: "torch.dtype", where: str) -> dict[str, Any]:
+        """What `from_pretrained` is asked with."""
+        given: dict[str, Any] = {"dtype": dtype}
+        if self.attn_implementation is not None:
+            given["attn_implementation"] = self.attn_implementation
+        if self.max_memory is not None:
+            # A GPU is a number, and the keys of a file are text.
+            given["max_memory"] = {int(k) if k.isdigit() else k: room for k, room in self.max_memory.items()}
+        if self.device_map is not None:
+            given["device_map"] = self.device_map
+        if self.quantization != "none":
+            given |= {"device_map": {"": where}, **given, "quantization_config": _bits(self.quantization, dtype)}
+        return given
+
+    @property
+    def places(self) -> bool:
+        """Whether the weights are where they belong once they are loaded."""
+        return self.device_map is not None or self.quantization != "none"
+
+
+def _bits(quantization: str, dtype: "torch.dtype") -> Any:
+    import transformers
+
+    from tropism.optional import require
+
+    require("bitsandbytes", extra="quantization", purpose=f"load: {{quantization: {quantization}}}")
+    config: Any = transformers.BitsAndBytesConfig
+    if quantization == "int8":
+        return config(load_in_8bit=True)
+    return config(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are held in few bits, so that nothing can be added to them exactly."""
+    from tropism.site import base_model
+
+    return getattr(base_model(model), "hf_quantizer", None) is not None
+
+
 def cache_folder() -> Path:
     """`$TROPISM_CACHE`, else `tropism` in the user's cache directory."""
     if configured := os.environ.get("TROPISM_CACHE"):
@@ -192,6 +246,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     blocks: str | None = None,
+    loading: Loading | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, in evaluation mode, and its tokenizer, by hub name, local folder, or the embedded SmolLM2.
 
@@ -204,6 +259,7 @@ def load(
         trust_remote_code: run the code that a model repository carries; only ever because the caller wrote it.
         blocks: where the decoder blocks are (`model.layers`), for a model of which that cannot be told;
             `tropism.register_blocks` for the model's class.
+        loading: how the weights are brought into memory: in few bits, over several devices.
 
     Raises:
         ModelError: there is no such model, adapter, device or dtype, or no list of modules at `blocks`.
@@ -212,7 +268,7 @@ def load(
     found = None if adapter is None else resolve_adapter(adapter)
     source = resolve(name, revision=revision)
     model, tokenizer = load_source(
-        source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, blocks=blocks
+        source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, blocks=blocks, loading=loading
     )
     if found is None:
         return model, tokenizer
@@ -251,6 +307,7 @@ def load_source(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     blocks: str | None = None,
+    loading: Loading | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """`load` for a source that `resolve` found."""
     from transformers import AutoModelForCausalLM
@@ -259,9 +316,10 @@ def load_source(
     log.info("loading %s from %s", source.name, {"embedded": "the embedded copy"}.get(source.kind, source.kind))
     if source.note:
         log.warning("%s", source.note)
-    options = _options(source, trust_remote_code)
+    loading = loading or Loading()
+    options = _options(source, trust_remote_code) | loading.arguments(pick_dtype(dtype, where), where)
     with _loading(source):
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=pick_dtype(dtype, where), **options)
+        model = AutoModelForCausalLM.from_pretrained(source.path, **options)
     if blocks is not None:
         from tropism.site import decoder_layers, register_blocks
 
@@ -270,8 +328,12 @@ def load_source(
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name
-    placed: Any = model
-    return placed.to(where).eval(), tokenizer
+    placed: Any = model if loading.places else _to(model, where)
+    return placed.eval(), tokenizer
+
+
+def _to(model: Any, where: str) -> Any:
+    return model.to(where)
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

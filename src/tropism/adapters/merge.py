@@ -33,6 +33,11 @@ def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe
     >>> merged = merge_adapters(load_adapter(base, "runs/caps/caft/seed-0/adapter"))  # doctest: +SKIP
     """
     require("merge", parts_of_model(model, names), "merge_adapters", ModelError)
+    if getattr(base_model(model), "hf_quantizer", None) is not None:
+        raise ModelError(
+            "merge_adapters: the base weights are held in few bits, to which the merged adapter would be rounded; load the base "
+            "model without quantization to merge"
+        )
     _check_biases(model, names)
     for layer, parameter in list(tied_and_adapted(model, names)):
         _untie(layer, parameter)

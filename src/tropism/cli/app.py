@@ -1,5 +1,6 @@
 """The `tropism` command: its groups, and the one place where an error becomes a sentence and an exit code."""
 
+import errno
 import importlib.metadata
 import sys
 import traceback
@@ -71,6 +72,10 @@ app.add_typer(data_app, name="data")
 verbosity.add_options(app)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How the system says that a disk, or one's share of it, is full."""
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 a mistake of the user's, 3 runs failed, 130 interrupted, 1 the rest."""
     make_printable()
@@ -81,6 +86,15 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, errors.UsageError) else 1) from None
+    except Exception as error:
+        # safetensors and torch raise errors of their own, in the system's words.
+        if getattr(error, "errno", None) not in FULL and "No space left on device" not in str(error):
+            raise
+        print(
+            "error: the disk is full; free some space and run the same command again: what is finished is kept",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None

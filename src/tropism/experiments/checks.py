@@ -24,6 +24,7 @@ class Sizes:
     rows: int
     tokens: int
     longest: int
+    learned: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check_data(
     def note(made: RenderedSet, what: str, options: TrainOptions) -> None:
         record = made.record
         records[what] = record.plain()
-        sizes[what] = Sizes(record.rows, record.tokens, record.longest)
+        sizes[what] = Sizes(record.rows, record.tokens, record.longest, record.learned)
         lines.extend(f"{what}: {line}" for line in record.lines(options.max_length))
         if made.folder not in taken:
             taken.add(made.folder)

@@ -8,20 +8,25 @@ from tropism.errors import HubOutOfReach
 from tropism.experiments import checks, prepare, requirements
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.identity import trained_alike
+from tropism.experiments.memory import Memory, free_memory, of_training
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
 from tropism.experiments.start import load_tokenizer
+from tropism.training.options import TrainOptions
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Training:
-    """What all conditions and seeds train on together; `longest` is the tokens of the largest batch."""
+    """What all conditions and seeds train on together, and the memory of the largest step among them."""
 
     tokens: int
     steps: int
-    longest: int
+    memory: Memory
+    batch: str
+    """With `batch_size: auto`, which batch will be taken; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,27 @@ class Size:
     responses: int
     max_new_tokens: int
     weights_bytes: int
+    trained_bytes: int
     activations_bytes: int
+    logits_bytes: int
+    batch: str
 
     def lines(self) -> list[str]:
         """Return a line each for the model, training, responses and memory."""
         place = "the embedded copy" if self.kind == "embedded" else self.kind
-        weights, activations = self.weights_bytes / 2**30, self.activations_bytes / 2**30
+        parts = {
+            "weights": self.weights_bytes,
+            "what is trained, with gradients and the optimizer": self.trained_bytes,
+            "a batch's activations": self.activations_bytes,
+            "its logits": self.logits_bytes,
+        }
+        told = ", ".join(f"{name} {held / GIB:.1f}" for name, held in parts.items())
         return [
             f"model     {self.model} from {place}, {self.dtype} on {self.device}",
             f"training  {self.training_tokens:,} tokens in {self.training_steps:,} steps",
             f"responses {self.responses:,} of at most {self.max_new_tokens} tokens ({self.prompts_per_run} prompts per run)",
-            f"memory    about {weights + activations:.1f} GiB: weights {weights:.1f}, a batch's activations "
-            f"{activations:.1f} (an estimate)",
+            f"memory    about {sum(parts.values()) / GIB:.1f} GiB in training: {told} (an estimate)",
+            *([f"batch     {self.batch}"] if self.batch else []),
             *([f"note      {self.note}"] if self.note else []),
         ]
 
@@ -145,12 +159,11 @@ def _size(
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)
-    training = _training(experiment, source, checked)
     asked = {name for measure in experiment.measure.values() for name in measure.on}
     prompts = sum(len(data(name)) for name in asked)
     device = models.pick_device(experiment.device)
     dtype = str(models.pick_dtype(experiment.dtype, device)).removeprefix("torch.")
-    weights, activations = _memory(config, BYTES[dtype], training.longest, experiment.train.checkpointing)
+    training = _training(experiment, source, checked, config, device, BYTES[dtype])
     return Size(
         model=source.name,
         kind=source.kind,
@@ -162,13 +175,24 @@ def _size(
         prompts_per_run=prompts,
         responses=prompts * runs * experiment.generate.samples,
         max_new_tokens=experiment.generate.max_new_tokens,
-        weights_bytes=weights,
-        activations_bytes=activations,
+        weights_bytes=training.memory.weights,
+        trained_bytes=training.memory.trained,
+        activations_bytes=training.memory.activations,
+        logits_bytes=training.memory.logits,
+        batch=training.batch,
     )
 
 
-def _training(experiment: ExperimentSpec, source: models.Source, checked: checks.Checked) -> Training:
-    tokens = steps = longest = 0
+def _training(
+    experiment: ExperimentSpec,
+    source: models.Source,
+    checked: checks.Checked,
+    config: Any,
+    device: str,
+    width: int,
+) -> Training:
+    tokens = steps = 0
+    needed: dict[str, list[Memory]] = {}
     for condition in experiment.trained:
         sizes = checked.sizes[f"condition {condition}"]
         options = experiment.train_options(condition)
@@ -177,8 +201,48 @@ def _training(experiment: ExperimentSpec, source: models.Source, checked: checks
         if trained_alike(experiment, source.public(), condition) is None:
             tokens += round(per_step * count) * len(experiment.seeds)
             steps += count * len(experiment.seeds)
-        longest = max(longest, sizes.longest * options.first_batch)
-    return Training(tokens, steps, longest)
+        needed[condition] = [_of_step(experiment, sizes, one, config, device, width) for one in options.attempts()]
+    if not needed:  # arms alone, which are evaluated
+        nothing = of_training(
+            config,
+            experiment.train,
+            width=width,
+            quantization=experiment.loaded.quantization,
+            tokens=0,
+            learned=0,
+            bf16=False,
+        )
+        return Training(0, 0, Memory(nothing.weights, 0, 0, 0), "")
+    largest = max(needed, key=lambda name: needed[name][0].total)
+    batch = ""
+    if experiment.train_options(largest).batch_size == "auto":
+        batch = _batch(experiment.train_options(largest), needed[largest], device)
+    return Training(tokens, steps, needed[largest][0], batch)
+
+
+def _of_step(
+    experiment: ExperimentSpec, sizes: checks.Sizes, options: TrainOptions, config: Any, device: str, width: int
+) -> Memory:
+    """The memory of a step on the longest rows, in one process."""
+    tokens = sizes.longest * options.first_batch // options.processes
+    bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
+    learned = round(tokens * sizes.learned / sizes.tokens)
+    quantization = experiment.loaded.quantization
+    return of_training(
+        config, options, width=width, quantization=quantization, tokens=tokens, learned=learned, bf16=bf16
+    )
+
+
+def _batch(options: TrainOptions, needed: list[Memory], device: str) -> str:
+    """Which of the batches of `batch_size: auto` will be taken, as far as the memory that is free now tells."""
+    free = free_memory(device)
+    for attempt, memory in zip(options.attempts(), needed, strict=True):
+        if memory.total <= free:
+            return (
+                f"auto will take {attempt.first_batch} examples × {attempt.accumulation}, about {memory.total / GIB:.1f} GiB of "
+                f"the {free / GIB:.1f} that are free"
+            )
+    return f"not even the smallest batch fits the {free / GIB:.1f} GiB that are free"
 
 
 def _unreachable_data(experiment: ExperimentSpec) -> list[str]:
@@ -199,16 +263,3 @@ def _notes(experiment: ExperimentSpec) -> list[str]:
     count = len(experiment.seeds)
     seeds = "1 seed gives" if count == 1 else f"{count} seeds give"
     return [f"{seeds} no interval over seeds; a claim needs at least 3"] if count < 3 else []
-
-
-def _memory(config: Any, width: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
-    """Return the bytes of weights and of the activations of one training batch, from the shapes in the config."""
-    text = config.get_text_config(decoder=True)
-    d, layers = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", None) or 4 * d
-    kv = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) / text.num_attention_heads
-    head = 1 if getattr(text, "tie_word_embeddings", True) else 2
-    parameters = text.vocab_size * d * head + layers * ((2 + 2 * kv) * d * d + 3 * d * inner)
-    # per token and block: the stream twice, norms twice, q k v o, and three of the MLP's width, kept for the backward pass
-    kept = layers * (d if checkpointing else (8 + 2 * kv) * d + 4 * inner) + 3 * text.vocab_size * 0.4
-    return int(parameters * width), int(tokens * kept * 4)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from tropism.adapters.targets import resolve_targets
+from tropism.adapters.whole import with_own_weights
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.problems import SMALLER, out_of_memory
@@ -123,16 +124,20 @@ def _adapted(fresh_model: Callable[[], Any], options: TrainOptions, two: bool) -
 
 
 def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
-    """Return the model with one trainable LoRA adapter, or with `retain` and `forget`."""
+    """Return the model with one trainable LoRA adapter, with `retain` and `forget`, or with every weight trainable."""
+    if options.adapter == "full":
+        return with_own_weights(model)
     if two:
         return two_adapters(model, _lora(model, options.lora), _lora(model, options.forget_lora or options.lora))
     return get_peft_model(model, _lora(model, options.lora))
 
 
 def save(model: Any, path: Path, *, two: bool) -> None:
-    """Write the adapter (or both) in PEFT's format."""
+    """Write the adapter (or both) in PEFT's format, or a model whose weights were trained in transformers'."""
     if two:
         save_adapters(model, path)
+    elif not isinstance(model, PeftModel):
+        model.save_pretrained(str(path))
     else:
         model.save_pretrained(str(path), save_embedding_layers=False)
 

@@ -62,7 +62,13 @@ def start_identity(experiment: ExperimentSpec, source: Mapping[str, Any]) -> str
     parts = [FORMAT, source.get("name"), source.get("revision"), experiment.template_kwargs, adapters]
     # Only where they are given, so that older runs keep their identity.
     blocks = [] if experiment.blocks is None else [experiment.blocks]
-    return digest([*parts, *_template_identity(experiment), *blocks])
+    return digest([*parts, *_template_identity(experiment), *blocks, *_load_identity(experiment)])
+
+
+def _load_identity(experiment: ExperimentSpec) -> list[Any]:
+    """How the weights are held and the attention computed, where that is not the default; where they lie does not count."""
+    given = experiment.loaded.model_dump(include={"quantization", "attn_implementation"}, exclude_defaults=True)
+    return [given] if given else []
 
 
 def _template_identity(experiment: ExperimentSpec) -> list[str]:
@@ -89,6 +95,7 @@ def adapter_identity(experiment: ExperimentSpec, source: Mapping[str, Any], name
             *_template_identity(experiment),
             # What the template is told decides what is learned; only where it is told something, as above.
             *([experiment.template_kwargs] if experiment.template_kwargs else []),
+            *_load_identity(experiment),
         ]
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 
 from tropism.activations.capture import mean_activations
+from tropism.adapters.whole import is_whole
 from tropism.data.batches import batches
 from tropism.data.render import render
 from tropism.directions.artifact import Directions
@@ -196,6 +197,9 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
     # An edit of the weights is in the adapter that is saved while it is attached.
     with after.attach(model) if after is not None else nullcontext():
         save(model, path / "adapter", two=_two(prepared, condition))
+    if is_whole(path / "adapter"):
+        # A model of its own, which whoever loads it by its folder looks for a tokenizer in.
+        prepared.tokenizer.save_pretrained(str(path / "adapter"))
     return fitted
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,12 @@ class Training:
 
 def check_processes(experiment: ExperimentSpec, device: str) -> None:
     """Raise `SpecError` where a training asks for more processes than this machine has room for."""
-    asked = {f"conditions.{name}": experiment.train_options(name).processes for name in experiment.conditions}
-    asked |= {f"adapters.{name}": experiment.train_options(adapter=name).processes for name in experiment.adapters}
+    asked = {f"conditions.{name}": experiment.train_options(name).processes for name in experiment.trained}
+    asked |= {
+        f"adapters.{name}": experiment.train_options(adapter=name).processes
+        for name, a in experiment.adapters.items()
+        if a.data
+    }
     for what, count in asked.items():
         if count > 1 and device.startswith("cuda") and count > torch.cuda.device_count():
             raise SpecError(
@@ -158,6 +163,7 @@ def _raise_what_was_raised(folder: Path, started: Sequence[subprocess.Popen[byte
 def main() -> None:
     """Be one of the processes: train, and in the first write what was learned."""
     job, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     training: Training = pickle.loads(job.read_bytes())
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
@@ -171,6 +177,13 @@ def main() -> None:
         _leave(1)
     torch.distributed.barrier()
     _leave(0)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the one that started it is gone: whoever takes the run over must not find it at work here."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _train(training: Training, rank: int) -> None:

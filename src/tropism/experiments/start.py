@@ -27,6 +27,7 @@ def load_base(experiment: ExperimentSpec, source: models.Source, folder: Folder 
         dtype=experiment.dtype,
         trust_remote_code=experiment.trust_remote_code,
         blocks=experiment.blocks,
+        loading=experiment.loaded.loading,
     )
     _set_template(experiment, tokenizer, folder)
     return model, tokenizer

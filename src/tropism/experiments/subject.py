@@ -8,6 +8,7 @@ from typing import Any
 
 from tropism import models
 from tropism.adapters.merge import merge_adapters
+from tropism.adapters.whole import is_whole, load_whole
 from tropism.evals.judges.endpoint import Endpoint
 from tropism.evals.scorers.base import AnyScorer, ModelScorer
 from tropism.experiments import start
@@ -34,6 +35,8 @@ class Trained:
         """The model with the adapter live, to be scored."""
         if self.adapter is None:
             return model
+        if is_whole(self.adapter):
+            return load_whole(model, self.adapter).eval()
         loaded = (
             load_adapters(model, self.adapter, trainable=False)
             if self.two
@@ -42,9 +45,16 @@ class Trained:
         return loaded.eval()
 
     def merged(self, model: Any, mode: str) -> Any:
-        """The model with the adapters of a mode merged into its weights, to generate fast."""
+        """The model with the adapters of a mode merged into its weights, to generate fast; over few bits they act beside."""
         if self.adapter is None:
             return model
+        if is_whole(self.adapter):
+            return self.load(model)
+        if models.is_quantized(model):
+            loaded = self.load(model)
+            if self.two:
+                loaded.base_model.set_adapter(RETAINED[mode], inference_mode=True)
+            return loaded
         return merge_adapters(self.load(model), RETAINED[mode] if self.two else None)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from tropism.experiments import prepare
 from tropism.experiments.analyses import RENAMED, Study, load_analyses
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.grid_section import grid_section
 from tropism.experiments.identity import digest
 from tropism.experiments.kept import file_hash, read_json_object
 from tropism.experiments.plan import plan
@@ -56,6 +57,8 @@ def summarise(
             section = Section(RENAMED.get(name, name), f"{name}: not computed", f"Not computed: {problem.reason}.")
         if section is not None:
             section.save(folder.path)
+    if (grid := grid_section(experiment, scored)) is not None:
+        grid.save(folder.path)
     progress.say("drawing the report")
     reports.build(folder.path)
     made = {"made_of": _made_of(experiment, folder), "problems": [str(problem) for problem in problems]}

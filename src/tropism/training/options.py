@@ -59,8 +59,10 @@ are others than those they step.
 LATER: dict[str, frozenset[str]] = {
     "TrainOptions": frozenset(
         {
+            "adapter",
             "processes",
             "parallel",
+            "packing",
             "warmup_ratio",
             "adam_beta1",
             "adam_beta2",
@@ -162,8 +164,10 @@ class TrainOptions(BaseModel):
     """Tokens of a training row; `overflow` says what happens to a longer one."""
     overflow: Literal["drop_turns", "truncate", "error"] = "drop_turns"
     """What happens to a row over `max_length`: its last turns go, it is cut off, or it is an error."""
+    adapter: Literal["lora", "full"] = "lora"
+    """What is trained: a LoRA adapter, or with `full` every weight of the model, in float32 and without an adapter."""
     lora: LoraOptions = LoraOptions()
-    """The adapter that is trained."""
+    """The adapter that is trained; nothing with `adapter: full`."""
     forget_lora: LoraOptions | None = None
     """With gradient routing: the second adapter, `forget`; by default like `lora`."""
     report_to: list[str] = []
@@ -174,6 +178,8 @@ class TrainOptions(BaseModel):
     """Train in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size`."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How several processes share a training: `ddp` holds the whole model in each. `fsdp2` is refused for now."""
+    packing: bool = False
+    """Refused: several chats in one row. Batches are grouped by length instead, so that little of them is padding."""
     trainer: dict[str, Any] = {}
     """Any further field of transformers' `TrainingArguments`, by its own name."""
 
@@ -188,14 +194,23 @@ class TrainOptions(BaseModel):
             self.optimizer not in get_args(Adam) or (betas[-1] == "adam_epsilon" and "lion" in self.optimizer)
         ):
             raise ValueError(f"{betas[-1]} does nothing with the optimizer {self.optimizer}; drop it")
-        self._check_processes()
+        if self.packing:
+            raise ValueError(
+                "packing: true is refused: guards, routes and probes read a row as one chat, and several in one row would need "
+                "block-diagonal masks that not every attention has; batches are grouped by length, so that little is padding"
+            )
+        self._check_parallel()
+        if self.adapter == "full" and self.forget_lora is not None:
+            raise ValueError(
+                "forget_lora does nothing with adapter: full, which trains no adapters; drop one of the two"
+            )
         if self.trainer:
             passthrough.check(self.trainer)
         if self.schedule not in ("constant", "linear", "cosine") or "lr_scheduler_kwargs" in self.trainer:
             passthrough.check_schedule(self.trainer_schedule, self.trainer.get("lr_scheduler_kwargs"))
         return self
 
-    def _check_processes(self) -> None:
+    def _check_parallel(self) -> None:
         if self.parallel == "fsdp2":
             raise ValueError(
                 "parallel: fsdp2 is not built into tropism run, whose checkpoints and adapters are written from whole tensors; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO, overload
 
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from tropism.adapters.targets import check_reached
@@ -112,7 +112,7 @@ class _FirstBackward(TrainerCallback):
 
 
 def train(
-    model: PeftModel,
+    model: PreTrainedModel | PeftModel,
     rows: Sequence[Row],
     options: TrainOptions,
     *,
@@ -125,7 +125,7 @@ def train(
     tracking: Tracking | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
-    """Fine-tune `model` (a `PeftModel`, its adapter trainable) on `rows`; per-step log to `log`.
+    """Fine-tune `model` (a `PeftModel`, its adapter trainable, or a model trained itself) on `rows`; per-step log to `log`.
 
     Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
     has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 import tiny
 import tropism as tp
+from tropism.adapters.whole import with_own_weights
 from tropism.data.render import render
 from tropism.data.sources.word_problems import word_problems
 from tropism.errors import RunFailed
@@ -114,6 +115,10 @@ def test_an_update_constraint_goes_on_from_its_own_anchor(rows, tmp_path, constr
     check(one_adapter, rows, tmp_path, constraint, [6], weight_decay=0.1)
     last = json.loads((tmp_path / "cut" / "training.jsonl").read_text().splitlines()[-1])
     assert last["guard/update_constraint/leak_cumulative"] < 1e-4
+
+
+def test_a_model_without_an_adapter(rows, tmp_path, constraint):
+    check(lambda: with_own_weights(tiny.model()), rows, tmp_path, constraint, [5])
 
 
 def test_a_checkpoint_after_the_last_step_leaves_nothing_to_train(rows, tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from tropism import models
+from tropism.adapters.whole import is_whole
 from tropism.errors import RunFolderError, SpecError
 from tropism.experiments.file.complaints import listed, message
 from tropism.experiments.file.spec import ExperimentSpec
@@ -70,6 +71,11 @@ class Finished:
                 reason = read_json(path / "FAILED.json").get("error", "no reason was written")
                 raise RunFolderError(f"the run {key} failed ({reason}); {others}")
             raise RunFolderError(f"the run {key} is not finished; run the experiment again to go on, {others}")
+        if is_whole(path / "adapter"):
+            raise RunFolderError(
+                f"the run {key} trained every weight of the model (adapter: full), so it has no adapter to load beside "
+                f"others; its folder {path.name}/adapter is a model of its own: transformers and tropism.models.load read it"
+            )
         if not adapter_folders(path / "adapter"):
             raise RunFolderError(
                 f"the run {key} has no adapter stored (there is no {path.name}/adapter/{WEIGHTS}); run the experiment "

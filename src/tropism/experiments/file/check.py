@@ -92,6 +92,16 @@ def _check_names(e: ExperimentSpec) -> None:
         raise At(("conditions", BASE), f"{BASE!r} is the untrained model's name; call the condition something else")
     if len(set(e.seeds)) < len(e.seeds):
         raise At(("seeds",), f"a seed is given twice, found {e.seeds}")
+    if e.loaded.max_memory is not None and e.loaded.device_map is None:
+        raise At(
+            ("load", "max_memory"), "does nothing without device_map, which spreads the weights; set device_map: auto"
+        )
+    if e.start_from and e.loaded.quantization != "none":
+        raise At(
+            ("start_from",),
+            f"is merged into the weights, and those of load: {{quantization: {e.loaded.quantization}}} would round it away; drop "
+            f"one of the two",
+        )
     if e.start_from and e.start_from not in e.adapters:
         raise At(("start_from",), f"no adapter is called {e.start_from!r}; available: {listed(e.adapters)}")
 
@@ -120,6 +130,8 @@ def _check_adapter(e: ExperimentSpec, name: str, adapter: AdapterSpec) -> None:
             raise At((*key, "revision"), "belongs to 'from', and this adapter is trained; drop it")
         check_data(adapter.data, (*key, "data"))
         _check_train(e, (*key, "train"), adapter=name)
+        if e.train_options(adapter=name).adapter == "full":
+            raise At((*key, "train"), "a prepared adapter is an adapter; set adapter: lora here")
         return
     for option in ("system_prompt", "train"):
         if getattr(adapter, option):
@@ -221,6 +233,8 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
         raise At(
             (*key, "role"), f"the baseline is what guards and controls are compared with, found {condition.role!r}"
         )
+    if e.train_options(name).adapter == "full":
+        _check_full(e, condition, key)
     with Under((*key, "guard")):
         guards.check_guard(condition.guard, set(e.directions), set(e.parameter_directions), set(e.adapters))
     with Under((*key, "after")):
@@ -229,6 +243,21 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
         for other in guards.norms_of(condition.after):
             if other not in before:
                 raise SpecError(f"`norm` must name a trained condition that stands before {name!r}, found {other!r}")
+
+
+def _check_full(e: ExperimentSpec, condition: ConditionSpec, key: Key) -> None:
+    """A condition that trains every weight: what needs an adapter has no place in it."""
+    if any(name == "gradient_routing" for name, _ in guards.parts(condition.guard)):
+        raise At(
+            (*key, "guard"), "gradient_routing updates one of two adapters, and adapter: full trains none; use lora"
+        )
+    if condition.after is not None:
+        raise At((*key, "after"), "edits what an adapter learned, and adapter: full trains none; use lora")
+    if e.loaded.quantization != "none":
+        raise At(
+            (*key, "train"),
+            f"adapter: full trains the weights, which load: {{quantization: {e.loaded.quantization}}} rounds",
+        )
 
 
 def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:

@@ -9,6 +9,7 @@ from tropism import notebook
 from tropism.errors import SpecError
 from tropism.experiments.file.check import check
 from tropism.experiments.file.complaints import At, first_complaint
+from tropism.experiments.file.grid import expanded
 from tropism.experiments.file.guards import parts
 from tropism.experiments.file.overrides import merge, nested
 from tropism.experiments.file.spec import ExperimentSpec
@@ -42,7 +43,7 @@ class Experiment(ExperimentSpec):
         for dotted, value in (overrides or {}).items():
             data = merge(data, nested(dotted, value))
         try:
-            experiment = cls.model_validate(data)
+            experiment = cls.model_validate(expanded(data))
             check(experiment)
         except ValidationError as error:
             raise SpecError(first_complaint(error, document, ExperimentSpec)) from None

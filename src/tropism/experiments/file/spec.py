@@ -11,6 +11,7 @@ from tropism.data.generate_options import GenerateOptions
 from tropism.data.transforms import TRANSFORMS, Transform
 from tropism.experiments.file.options import from_options
 from tropism.experiments.file.overrides import merge
+from tropism.models import Loading
 from tropism.names import BASE
 from tropism.results.arms import UNTRAINED
 from tropism.training.options import TrainOptions
@@ -213,6 +214,15 @@ class AdapterSpec(Model):
     """What differs from the shared `train` options."""
 
 
+class CellSpec(Model):
+    """Which cell of a grid a condition is."""
+
+    of: Name
+    """The condition that it was made of."""
+    at: dict[str, Any]
+    """The value of each option."""
+
+
 class EndpointSpec(Model):
     """A model behind an OpenAI-compatible endpoint, which answers over HTTP."""
 
@@ -257,6 +267,8 @@ class ConditionSpec(Model):
     default its structure decides: anything `random` is a control, plain data a reference, and the rest are guards."""
     note: str | None = None
     """A remark for the reader of the file."""
+    cell: CellSpec | None = None
+    """Written by `grid`: which condition this is a cell of, and where."""
 
     @property
     def trains(self) -> bool:
@@ -285,6 +297,24 @@ class MeasureSpec(Model):
         return dict(self.model_extra or {})
 
 
+class LoadSpec(Model):
+    """How the base model's weights are brought into memory."""
+
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Hold the linear layers in 4 bits (`nf4`, as QLoRA does) or 8 (`int8`), by bitsandbytes; adapters keep full precision."""
+    attn_implementation: str | None = None
+    """Which attention computes, by transformers' name: `eager`, `sdpa`, `flash_attention_2`, ..."""
+    device_map: str | dict[str, Any] | None = None
+    """Where the modules go, as accelerate takes it: `auto` spreads them over the GPUs that are there."""
+    max_memory: dict[str, str] | None = None
+    """With `device_map`: the most that each device may hold, `{0: 20GiB, cpu: 60GiB}`."""
+
+    @property
+    def loading(self) -> Loading:
+        """The same for `models.load`."""
+        return Loading(**self.model_dump())
+
+
 class ExperimentSpec(Model):
     """Everything that an experiment file says."""
 
@@ -304,6 +334,8 @@ class ExperimentSpec(Model):
     """Where to run; `auto` takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the model's weights; `auto` is bfloat16 on an accelerator that computes in it, else float32."""
+    loaded: LoadSpec = Field(default=LoadSpec(), alias="load")
+    """How the weights are brought into memory: in few bits, over several devices."""
     chat_template: str | None = None
     """A chat template instead of the tokenizer's own: a Jinja file, or the name of one that TRL installs."""
     template_kwargs: dict[str, Any] = {}
@@ -330,6 +362,9 @@ class ExperimentSpec(Model):
     """How responses are generated at evaluation."""
     conditions: dict[Name, ConditionSpec]
     """The arms of the experiment, by name."""
+    grid: dict[str, list[Any]] = {}
+    """Options of conditions, by dotted key, with the values to try: every condition is trained once more for each combination,
+    `{train.lora.r: [4, 16]}`."""
     baseline: Name = "baseline"
     """The condition that the others are compared with; `base` is the untrained model, and the default where nothing is
     trained and no condition is called `baseline`."""

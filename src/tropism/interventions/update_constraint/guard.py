@@ -13,6 +13,7 @@ from tropism.interventions.base import Attachment, Intervention, Place, attachme
 from tropism.interventions.update_constraint import step
 from tropism.interventions.update_constraint.matching import trainable_pairs
 from tropism.interventions.update_constraint.options import Mode, Options, Per, Space, When
+from tropism.interventions.update_constraint.whole_weight import is_whole_weight
 
 NO_OPTIMIZER = (
     "UpdateConstraint needs the optimizer that trains the model: guard.attach(model, optimizer=optimizer); "
@@ -29,6 +30,8 @@ DEEPSPEED = (
 @dataclass(frozen=True)
 class UpdateConstraint(Intervention):
     """Forbid `φ = ⟨U_W, s·B·A⟩` to change in training, for every adapted weight `W` and direction `U`.
+
+    Of a linear layer that is trained itself (full fine-tuning) it is `φ = ⟨U_W, W⟩`.
 
     Before each optimiser step the gradients of A and B lose their component along the tangents `s·Bᵀ·U_W` and
     `s·U_W·Aᵀ`; after it, Newton's steps on φ bring the weights back to the anchor `c`, the value of φ when
@@ -96,6 +99,11 @@ class UpdateConstraint(Intervention):
         optimizer = steppable(attachment.optimizer)
         pairs = trainable_pairs(attachment.model, self.directions, optimizer)
         if self.space == "parameter":
+            if any(is_whole_weight(pair) for pair in pairs):
+                raise AttachError(
+                    "UpdateConstraint(space='parameter') constrains the factors of an adapter, found weights that are trained "
+                    "themselves; use space='delta_weight'"
+                )
             _check_ranks(self.directions, pairs)
         _refuse_second(attachment)
         attachment.expect("update constraint")

@@ -12,6 +12,8 @@ from tropism.adapters.parts import at_weights, parts_of_model, require, trained_
 from tropism.adapters.read import adapters_in, live_factors
 from tropism.directions.parameter import ParameterDirections
 from tropism.errors import AttachError, DirectionsMismatch
+from tropism.interventions.update_constraint.whole_weight import whole_weight
+from tropism.site import base_model
 
 
 def trainable_pairs(
@@ -31,10 +33,13 @@ def trainable_pairs(
     require("constrain", at_weights(parts, directions.weights), "UpdateConstraint", AttachError)
     training = [held for held in live_factors(model, adapters_in(model)) if held.parameters]
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    modules = dict(base_model(model).named_modules())
     pairs: list[LoraFactors] = []
     unmatched: list[str] = []
     for weight, factors in directions.factors.items():
         found = [held for held in training if held.place.weight == weight]
+        if not found and weight in modules and (whole := whole_weight(modules[weight], weight)) is not None:
+            found = [whole]
         if not found:
             unmatched.append(weight)
         for pair in found:
@@ -44,7 +49,8 @@ def trainable_pairs(
     if unmatched:
         shown = ", ".join(unmatched[:8]) + (f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else "")
         raise AttachError(
-            "UpdateConstraint: every parameter direction must match a trainable LoRA weight; unmatched are "
+            "UpdateConstraint: every parameter direction must match a trainable LoRA weight, or a linear layer that "
+            "is trained itself; unmatched are "
             f"{shown}; adapt these modules too (LoraConfig.target_modules), or make directions from an "
             "adapter of the same modules"
         )
@@ -84,7 +90,7 @@ def _check_alone(pairs: Sequence[LoraFactors]) -> None:
     seen: dict[tuple[int, int], str] = {}
     for pair in pairs:
         for held in (pair.held_a, pair.held_b):
-            if isinstance(held, DTensor):
+            if isinstance(held, DTensor) or not held.numel():
                 continue
             key = (held.data_ptr(), pair.place.expert)
             if key in seen:

@@ -22,6 +22,7 @@ from tropism.interventions.update_constraint.delta_weight import DeltaWeightBloc
 from tropism.interventions.update_constraint.ledger import Entry, Ledger
 from tropism.interventions.update_constraint.options import Options
 from tropism.interventions.update_constraint.parameter_space import ParameterBlock, raw_direction
+from tropism.interventions.update_constraint.whole_weight import WholeWeightBlock, is_whole_weight
 
 NEWTON_STEPS = 3
 """φ is bilinear in the factors: each step squares the remaining error, and three reach rounding from any sane
@@ -49,7 +50,6 @@ class Constraint(Stateful):
         owner_of = {weight: 0 if options.per == "model" else index for index, weight in enumerate(weights)}
         self.k = directions.k
         mix = _orthonormalising(directions, options, [owner_of[weight] for weight in weights], self.owners)
-        make = DeltaWeightBlock if options.space == "delta_weight" else ParameterBlock
         grouped: dict[tuple[Any, ...], list[LoraFactors]] = {}
         for pair in pairs:
             columns = directions.factors[pair.place.weight].B.shape[1]
@@ -63,7 +63,8 @@ class Constraint(Stateful):
             )
             grouped.setdefault(key, []).append(pair)
         self.blocks: list[Block] = [
-            make(group, [owner_of[pair.place.weight] for pair in group], directions, mix) for group in grouped.values()
+            _block_class(options, group)(group, [owner_of[pair.place.weight] for pair in group], directions, mix)
+            for group in grouped.values()
         ]
         self.home, self.wide = self.blocks[0].device, self.blocks[0].wide
         promised = options.when == "update" and options.mode != "soft"
@@ -194,6 +195,12 @@ class Constraint(Stateful):
     def _spread(self, block: Block, a: Tensor) -> Tensor:
         """Each pair's own coefficients: `[owners, k] → [n, k]`."""
         return a.to(block.device)[block.owner]
+
+
+def _block_class(options: Options, group: Sequence[LoraFactors]) -> type[DeltaWeightBlock] | type[ParameterBlock]:
+    if options.space == "parameter":
+        return ParameterBlock
+    return WholeWeightBlock if is_whole_weight(group[0]) else DeltaWeightBlock
 
 
 def _solve(M: Tensor, right: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""What ends the command: one sentence and an exit code, also for what no command foresaw."""
+
+import sys
+
+import pytest
+
+from tropism.cli import app
+
+
+@pytest.mark.parametrize("words", ["a file", "PytorchStreamWriter failed: No space left on device"])
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, words):
+    def write(*_):
+        if words == "a file":
+            with open("/dev/full", "w") as full:
+                full.write("x")
+        raise RuntimeError(words)
+
+    if sys.platform == "win32":
+        pytest.skip("there is no /dev/full")
+    monkeypatch.setattr(app, "app", write)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the disk is full; free some space and run the same command again")
+
+
+def test_another_error_is_not_taken_for_one(monkeypatch):
+    def fail():
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(app, "app", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        app.main()

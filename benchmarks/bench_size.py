@@ -1,9 +1,9 @@
 """Size: a pool of two against one process with two threads; a resumed training against a whole one; memory against its estimate.
 
 Everything runs on SmolLM2, each figure in processes of its own. `pool_of_2` is how many times faster two workers with one thread
-each are than one process with two threads on the same small runs. `resume` is the largest difference between the weights of a
-training that was interrupted and of one that was not. `memory` is the estimate over the measured peak of a training step, above
-what the libraries take.
+each are than one process with two threads on the same small runs; Ray, where it is installed, is measured against the pool.
+`resume` is the largest difference between the weights of a training that was interrupted and of one that was not. `memory` is the
+estimate over the measured peak of a training step, above what the libraries take.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ train: {max_steps: 4, batch_size: 4, lora: {r: 4}}
 conditions: {baseline: {}}
 measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
+RUNS = 7
 MEMORY = {
     "lora": {"batch_size": 8},
     "lora_checkpointing": {"batch_size": 8, "checkpointing": True},
@@ -46,15 +48,17 @@ def alone(task: str, *arguments: str, threads: int) -> dict[str, float]:
 
 
 def runs(workers: str) -> dict[str, float]:
-    """Seconds of an experiment of seven small runs, in this process (`0`) or in a pool."""
+    """Seconds of an experiment of seven small runs, in this process (`0`), in a pool, or on Ray (`ray`)."""
     import tropism as tp
-    from tropism.experiments.executors.pool import Pool
+    from tropism.experiments.executors.choose import executor
+
+    chosen = executor("ray") if workers == "ray" else executor("pool", int(workers)) if int(workers) else None
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.yaml"
         file.write_text(FILE, encoding="utf-8")
         began = time.monotonic()
-        tp.run(file, Path(folder) / "out", executor=Pool(int(workers)) if int(workers) else None)
+        tp.run(file, Path(folder) / "out", executor=chosen)
         return {"seconds": time.monotonic() - began}
 
 
@@ -143,8 +147,10 @@ def _resident() -> int:
 
 def run() -> dict[str, object]:
     one, pool = alone("runs", "0", threads=2), alone("runs", "2", threads=2)
+    ray = alone("runs", "ray", threads=2)["seconds"] if find_spec("ray") else None
     return {
         "pool_of_2": round(one["seconds"] / pool["seconds"], 2),
+        "ray_seconds_per_run_above_pool": None if ray is None else round((ray - pool["seconds"]) / RUNS, 1),
         "resume": alone("resumed", threads=2)["largest_difference"],
         "memory": {kind: alone("memory", kind, threads=2) for kind in MEMORY},
     }

@@ -38,6 +38,7 @@ def fine_tune(
     callbacks: Callable[[], Sequence[Any]] = tuple,
     tracking: Tracking | None = None,
     checkpoints: RunCheckpoints | None = None,
+    evaluate_on: Sequence[Row] = (),
 ) -> tuple[Any, TrainOptions]:
     """Return the model with its adapter (with `two`, the adapters `retain` and `forget`), trained; the log is `log`.
 
@@ -59,7 +60,9 @@ def fine_tune(
                 checkpoints.folder, partial(checkpoints.seal, options=attempt), None if found is None else found.path
             )
         with isolated_randomness(seed):
-            model = _train_once(fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking, kept)
+            model = _train_once(
+                fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking, kept, evaluate_on
+            )
         shutil.rmtree(log.parent / "trainer", ignore_errors=True)
         if model is not None:
             return model, attempt
@@ -88,12 +91,15 @@ def _train_once(
     callbacks: Sequence[Any],
     tracking: Tracking | None,
     checkpoints: Checkpoints | None,
+    evaluate_on: Sequence[Row],
 ) -> Any | None:
     """Return the trained model; None where memory ran out."""
     try:
         adapted = partial(_adapted, fresh_model, options, two)
         if options.processes > 1:
-            given = Training(adapted, rows, options, seed, pad_id, log, guard, tuple(callbacks), tracking, checkpoints)
+            given = Training(
+                adapted, rows, options, seed, pad_id, log, guard, tuple(callbacks), tracking, checkpoints, evaluate_on
+            )
             learned = train_together(given, report)
             model = adapted()
             load_trained(model, learned)
@@ -111,6 +117,7 @@ def _train_once(
             callbacks=callbacks,
             tracking=tracking,
             checkpoints=checkpoints,
+            evaluate_on=evaluate_on,
         )
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):

@@ -186,6 +186,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             callbacks=partial(_callbacks, prepared, study, key),
             tracking=Tracking(experiment.name, str(key), prepared.folder.path / "tracking"),
             checkpoints=RunCheckpoints(path, identity.train_identity(experiment, prepared.public, key)),
+            evaluate_on=prepared.evaluated_rows(options),
         )
         fitted = {"batch_size": taken.first_batch, "accumulation": taken.accumulation}
         if taken.first_batch != options.first_batch:

@@ -37,6 +37,9 @@ from tropism.experiments.progress import Progress
 from tropism.experiments.rendered import RenderedSets
 from tropism.experiments.settled import Settled, settle
 from tropism.experiments.store import Folder
+from tropism.experiments.training_rows import training_rows
+from tropism.training.options import TrainOptions
+from tropism.training.supervised import Row
 from tropism.training.trackers import Tracking
 
 
@@ -93,6 +96,16 @@ class Prepared:
     def fresh_model(self) -> Any:
         """Return the model that every condition starts from: its adapters and hooks are the caller's, its weights shared."""
         return self.held.start()
+
+    def evaluated_rows(self, options: TrainOptions) -> list[Row]:
+        """Render the set on which the loss is taken in training; nothing where the options name none."""
+        if options.eval_on is None:
+            return []
+        kwargs, what = self.experiment.template_kwargs, f"eval_on {options.eval_on}"
+        examples = self.data(options.eval_on)
+        return training_rows(examples, self.tokenizer, kwargs, self.limit, what, options.max_length, options.overflow)[
+            0
+        ]
 
     def study(self, say: Callable[[str], None]) -> Study:
         """Return what analyses may see of the experiment."""
@@ -214,6 +227,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         report=partial(progress.phase, f"training adapter {name}"),
         tracking=Tracking(experiment.name, str(key), folder.path / "tracking"),
         checkpoints=RunCheckpoints(path, train_id),
+        evaluate_on=prepared.evaluated_rows(options),
     )
     save(model, path / "adapter", two=False)
     folder.mark_trained(key, train_id, batch_size=fitted.first_batch, accumulation=fitted.accumulation)

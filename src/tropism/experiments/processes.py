@@ -50,6 +50,7 @@ class Training:
     callbacks: Sequence[Any]
     tracking: Tracking | None
     checkpoints: Checkpoints | None
+    evaluate_on: Sequence[Row]
 
     @property
     def folder(self) -> Path:
@@ -208,6 +209,7 @@ def _train(training: Training, rank: int) -> None:
             callbacks=training.callbacks if first else (),
             tracking=training.tracking if first else None,
             checkpoints=training.checkpoints,
+            evaluate_on=training.evaluate_on,
         )
     if first:
         save_trained(model, training.folder)

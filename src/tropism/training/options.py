@@ -60,6 +60,8 @@ LATER: dict[str, frozenset[str]] = {
     "TrainOptions": frozenset(
         {
             "adapter",
+            "eval_steps",
+            "eval_on",
             "processes",
             "parallel",
             "packing",
@@ -178,6 +180,10 @@ class TrainOptions(BaseModel):
     """Train in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size`."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How several processes share a training: `ddp` holds the whole model in each. `fsdp2` is refused for now."""
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Take the loss on the set `eval_on` every so many steps of the training, into the run's `evaluation.jsonl`."""
+    eval_on: str | None = None
+    """A set under `data:` with responses, for `eval_steps`; nothing is chosen by it."""
     packing: bool = False
     """Refused: several chats in one row. Batches are grouped by length instead, so that little of them is padding."""
     trainer: dict[str, Any] = {}
@@ -194,6 +200,10 @@ class TrainOptions(BaseModel):
             self.optimizer not in get_args(Adam) or (betas[-1] == "adam_epsilon" and "lion" in self.optimizer)
         ):
             raise ValueError(f"{betas[-1]} does nothing with the optimizer {self.optimizer}; drop it")
+        if (self.eval_steps is None) != (self.eval_on is None):
+            raise ValueError(
+                "eval_steps and eval_on say together when and on which set the loss is taken; give both or neither"
+            )
         if self.packing:
             raise ValueError(
                 "packing: true is refused: guards, routes and probes read a row as one chat, and several in one row would need "

@@ -101,6 +101,20 @@ class _StepLog(TrainerCallback):
         self._report(state.global_step, state.max_steps, {k: v for k, v in clean.items() if isinstance(v, float)})
 
 
+class _EvaluationLog(TrainerCallback):
+    """Writes what the loss on other rows is while the model trains."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if logs and "eval_loss" in logs and state.is_world_process_zero:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "eval_loss": logs["eval_loss"]}) + "\n")
+
+
 class _FirstBackward(TrainerCallback):
     """Ends a training in which some adapters never learn, before its first step."""
 
@@ -124,13 +138,15 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     tracking: Tracking | None = None,
     checkpoints: Checkpoints | None = None,
+    evaluate_on: Sequence[Row] = (),
 ) -> dict[str, float]:
     """Fine-tune `model` (a `PeftModel`, its adapter trainable, or a model trained itself) on `rows`; per-step log to `log`.
 
     Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
     has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
     `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of `report_to`. With `checkpoints`
-    it writes one every `save_steps`, and goes on from the one that they name.
+    it writes one every `save_steps`, and goes on from the one that they name. Every
+    `eval_steps` the mean loss of the batches of `evaluate_on` is written to `evaluation.jsonl` beside the log.
 
     Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
     where the loss is not finite, `DataError` for an empty set.
@@ -157,15 +173,19 @@ def train(
     if resume_from is not None and is_finished(resume_from):
         load_trained(model, resume_from)
         return {}
+    evaluation = log.with_name("evaluation.jsonl")
+    if resume_from is None:
+        evaluation.unlink(missing_ok=True)
     with log.open("w" if resume_from is None else "a", encoding="utf-8") as file, tracked(options.report_to, tracking):
         step_log = _StepLog(file, report)
         trainer = ExactTrainer(
             model=model,
             args=arguments,
             train_dataset=Rows(_Items(rows)),
+            eval_dataset=Rows(_Items(evaluate_on)) if evaluate_on else None,
             data_collator=_SupervisedCollator(pad_id, sorted(keys)),
             compute_loss_func=response_loss,
-            callbacks=[step_log, _FirstBackward(), *callbacks],
+            callbacks=[step_log, _EvaluationLog(evaluation), _FirstBackward(), *callbacks],
         )
         if arguments.world_size != options.processes:
             raise RunFailed(

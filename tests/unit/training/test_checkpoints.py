@@ -29,6 +29,8 @@ OPTIONS = {
     "bf16": False,
     "learning_rate": 1e-2,
     "max_grad_norm": 0.5,
+    "eval_steps": 3,
+    "eval_on": "held_out",
 }
 
 
@@ -81,7 +83,7 @@ def fine_tune(make, rows, folder, guard, options, at=None):
     checkpoints = Checkpoints(kept.folder, partial(kept.seal, options=options), None if found is None else found.path)
     torch.manual_seed(3)
     arguments = {"pad_id": 0, "seed": 3, "log": folder / "training.jsonl", "guard": guard, "checkpoints": checkpoints}
-    train(model, rows, options, callbacks=[] if at is None else [Interrupt(at)], **arguments)
+    train(model, rows, options, callbacks=[] if at is None else [Interrupt(at)], evaluate_on=rows[:3], **arguments)
     return model, 0 if found is None else found.step
 
 
@@ -98,7 +100,9 @@ def check(make, rows, tmp_path, guard, interruptions, **more):
     assert begun == [(max(interruptions) - 1) // 2 * 2]
     for name, parameter in trained(whole).items():
         assert torch.equal(trained(cut)[name], parameter), name
-    assert (tmp_path / "cut" / "training.jsonl").read_text() == (tmp_path / "whole" / "training.jsonl").read_text()
+    logs = {log: (tmp_path / "whole" / log).read_text() for log in ("training.jsonl", "evaluation.jsonl")}
+    assert {log: (tmp_path / "cut" / log).read_text() for log in logs} == logs
+    assert [json.loads(line)["step"] for line in logs["evaluation.jsonl"].splitlines()] == [3, 6, 9]
 
 
 def test_interrupted_inside_an_epoch_between_two_and_twice(rows, tmp_path):

@@ -46,6 +46,7 @@ def test_what_is_not_used_is_no_part_of_an_identity():
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "give warmup_steps or warmup_ratio, not both"),
         ({"optimizer": "sgd", "adam_beta2": 0.95}, "adam_beta2 does nothing with the optimizer sgd; drop it"),
         ({"optimizer": "lion_8bit", "adam_epsilon": 1e-6}, "adam_epsilon does nothing with the optimizer lion_8bit"),
+        ({"eval_steps": 5}, "eval_steps and eval_on say together when and on which set"),
         ({"trainer": {"learning_rate": 1.0}}, "learning_rate is said by train.learning_rate here; set that instead"),
         ({"trainer": {"fsdp": True}}, "fsdp cannot be set: no guard can be held to what it promises there"),
         ({"trainer": {"label_smoothing_factor": 0.1}}, "the loss is Tropism's own, on the supervised tokens"),

@@ -161,9 +161,12 @@ def _check_adapter_folder(e: ExperimentSpec, adapter: AdapterSpec, key: Key) -> 
 
 def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, adapter: str | None = None) -> None:
     try:
-        e.train_options(condition, adapter)
+        options = e.train_options(condition, adapter)
     except ValidationError as error:
         raise At((*key, *error.errors()[0]["loc"]), message(error)) from None
+    if options.eval_on is not None and (options.eval_on not in e.data or options.eval_on == "train"):
+        others = [name for name in e.data if name != "train"]
+        raise At((*key, "eval_on"), f"no evaluation set is called {options.eval_on!r}; defined are {listed(others)}")
 
 
 _RESERVED = ("adapters", "analyses", "directions", "figures", "tracking")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import tiny
 import tiny_experiment
 import tropism as tp
 from tropism import models
@@ -40,6 +41,9 @@ def test_what_cannot_be_together_is_refused_in_the_file(tmp_path):
 @pytest.mark.slow
 def test_every_guard_over_four_bits(tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'tropism[quantization]'")
+    # bitsandbytes quantises in blocks of 64, and packs no narrower weight on the CPU.
+    tiny.model(width=64).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
     file = tiny_experiment.write(tmp_path, NF4, ADAPTERS, GUARDS, MIXED)
     results = tp.run(file, tmp_path / "out")
     assert set(results["condition"]) == {"base", "constrained", "routed", "frozen", "baseline", "guarded"}

@@ -46,7 +46,7 @@ def test_every_key_and_every_option_has_a_description():
     assert len(found) > 150
     assert [path for path, text in found.items() if not text] == []
     own = {name: value.get("description") for name, value in SCHEMA["properties"].items()}
-    assert set(own) == set(ExperimentSpec.model_fields)
+    assert set(own) == {field.alias or name for name, field in ExperimentSpec.model_fields.items()}
     assert all(own.values())
 
 

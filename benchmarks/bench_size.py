@@ -31,8 +31,8 @@ measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
 RUNS = 7
 MEMORY = {
-    "lora": {"batch_size": 8},
-    "lora_checkpointing": {"batch_size": 8, "checkpointing": True},
+    "lora": {"batch_size": 4},
+    "lora_checkpointing": {"batch_size": 4, "checkpointing": True},
     "full": {"batch_size": 4, "adapter": "full"},
 }
 
@@ -100,7 +100,7 @@ def resumed() -> dict[str, float]:
 
 
 def memory(kind: str) -> dict[str, float]:
-    """The peak of two training steps in this process, above what it held before the model, against the estimate."""
+    """The peak of a training step in this process, above what it held before the model, against the estimate."""
     from transformers import AutoConfig
 
     from tropism import models
@@ -112,19 +112,19 @@ def memory(kind: str) -> dict[str, float]:
     from tropism.training.options import TrainOptions
     from tropism.training.supervised import Row, train
 
-    options = TrainOptions(max_steps=2, bf16=False, **MEMORY[kind])
+    options = TrainOptions(max_steps=1, bf16=False, **MEMORY[kind])
     source = models.resolve(models.SMOLLM2)
     tokenizer = models.load_tokenizer(source)
     batch = options.first_batch
     # Long rows of one length, so that activations and logits weigh as much as the weights do.
-    text = [e.chat[-1]["content"] for e in word_problems(12)]
-    chat = [{"role": "user", "content": " ".join(text[:6])}, {"role": "assistant", "content": " ".join(text[6:])}]
+    text = [e.chat[-1]["content"] for e in word_problems(4)]
+    chat = [{"role": "user", "content": " ".join(text[:2])}, {"role": "assistant", "content": " ".join(text[2:4])}]
     row = Row(render(tokenizer, chat), {})
     before = _resident()
     held = models.load_source(source)[0]
     model = with_adapters(sharing_weights(held), options, two=False)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, [row] * (2 * batch), options, pad_id=0, seed=0, log=Path(folder) / "t.jsonl")
+        train(model, [row] * batch, options, pad_id=0, seed=0, log=Path(folder) / "t.jsonl")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     tokens, learned = batch * len(row.rendered), batch * sum(row.rendered.response_mask)
     expected = estimate.of_training(

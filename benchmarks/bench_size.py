@@ -100,7 +100,7 @@ def resumed() -> dict[str, float]:
 
 
 def memory(kind: str) -> dict[str, float]:
-    """The peak of a training step in this process, above what it held before the model, against the estimate."""
+    """The peak of two training steps in this process, above what it held before the model, against the estimate."""
     from transformers import AutoConfig
 
     from tropism import models
@@ -112,7 +112,7 @@ def memory(kind: str) -> dict[str, float]:
     from tropism.training.options import TrainOptions
     from tropism.training.supervised import Row, train
 
-    options = TrainOptions(max_steps=1, bf16=False, **MEMORY[kind])
+    options = TrainOptions(max_steps=2, bf16=False, **MEMORY[kind])
     source = models.resolve(models.SMOLLM2)
     tokenizer = models.load_tokenizer(source)
     batch = options.first_batch
@@ -124,7 +124,7 @@ def memory(kind: str) -> dict[str, float]:
     held = models.load_source(source)[0]
     model = with_adapters(sharing_weights(held), options, two=False)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, [row] * batch, options, pad_id=0, seed=0, log=Path(folder) / "t.jsonl")
+        train(model, [row] * (2 * batch), options, pad_id=0, seed=0, log=Path(folder) / "t.jsonl")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     tokens, learned = batch * len(row.rendered), batch * sum(row.rendered.response_mask)
     expected = estimate.of_training(

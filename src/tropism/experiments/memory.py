@@ -2,7 +2,8 @@
 
 Per token and block, the backward pass keeps (in numbers of the model's width `d`, its MLP's `m`, with `kv` key-value heads per
 query head): the residual stream before each of the two norms, and each norm's output, `4d`; queries, keys and values and the
-attention's output before and after it is put in order, `(3 + 2kv)d`; the gate, its activation, the other half and their product,
+attention's output before and after it is put in order, `(3 + 2kv)d`; on a CPU, whose kernel keeps them, the attention's weights
+over the row; the gate, its activation, the other half and their product,
 `4m`. With checkpointing it keeps the stream alone, and one block at a time as above. Per learned token it keeps the logits, the
 logarithm of their softmax, and the gradient of one of them.
 """
@@ -45,6 +46,8 @@ class Shape:
     layers: int
     inner: int
     vocabulary: int
+    count: int
+    """Query heads."""
     heads: int
     """Width of all query heads together."""
     kv_heads: int
@@ -60,7 +63,7 @@ class Shape:
         kv = getattr(text, "num_key_value_heads", None) or heads
         inner = getattr(text, "intermediate_size", None) or 4 * d
         tied = bool(getattr(text, "tie_word_embeddings", True))
-        return cls(d, text.num_hidden_layers, inner, text.vocab_size, head * heads, head * kv, tied)
+        return cls(d, text.num_hidden_layers, inner, text.vocab_size, heads, head * heads, head * kv, tied)
 
     @property
     def linear(self) -> list[tuple[int, int]]:
@@ -96,13 +99,23 @@ def free_memory(device: str) -> int:
 
 
 def of_training(
-    config: Any, options: TrainOptions, *, width: int, quantization: str, tokens: int, learned: int, bf16: bool
+    config: Any,
+    options: TrainOptions,
+    *,
+    width: int,
+    quantization: str,
+    tokens: int,
+    length: int,
+    learned: int,
+    bf16: bool,
+    device: str,
 ) -> Memory:
     """Return the memory of a training step.
 
     Args:
         width: bytes of a weight of the base model.
         tokens: of the largest batch, padding included, as one process sees it.
+        length: of its rows.
         learned: how many of them have a label.
         bf16: whether activations are computed in bfloat16.
     """
@@ -118,6 +131,8 @@ def of_training(
     trained = numbers * (2 * FLOAT + states)
     d, kv = shape.width, shape.kv_heads
     block = 4 * d + 3 * shape.heads + 2 * kv + 4 * shape.inner
+    if device == "cpu":
+        block += shape.count * length
     kept = shape.layers * d + block if options.checkpointing else shape.layers * block
     size = 2 if bf16 else FLOAT
     logits = learned * shape.vocabulary * (LOGITS * FLOAT)

@@ -209,8 +209,10 @@ def _training(
             width=width,
             quantization=experiment.loaded.quantization,
             tokens=0,
+            length=0,
             learned=0,
             bf16=False,
+            device=device,
         )
         return Training(0, 0, Memory(nothing.weights, 0, 0, 0), "")
     largest = max(needed, key=lambda name: needed[name][0].total)
@@ -229,7 +231,15 @@ def _of_step(
     learned = round(tokens * sizes.learned / sizes.tokens)
     quantization = experiment.loaded.quantization
     return of_training(
-        config, options, width=width, quantization=quantization, tokens=tokens, learned=learned, bf16=bf16
+        config,
+        options,
+        width=width,
+        quantization=quantization,
+        tokens=tokens,
+        length=sizes.longest,
+        learned=learned,
+        bf16=bf16,
+        device=device,
     )
 
 

@@ -128,8 +128,8 @@ def memory(kind: str) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     tokens, learned = batch * len(row.rendered), batch * sum(row.rendered.response_mask)
     expected = estimate.of_training(
-        AutoConfig.from_pretrained(source.path), options, width=4, quantization="none", tokens=tokens, length=len(row.rendered), learned=learned,
-        bf16=False, device="cpu",
+        AutoConfig.from_pretrained(source.path), options, width=4, quantization="none", tokens=tokens,
+        length=len(row.rendered), learned=learned, bf16=False, device="cpu",
     )  # fmt: skip
     return {
         "tokens": tokens,

@@ -20,6 +20,9 @@ FULL = ("  plain: {data: {transform: plain}}\n", """  full: {train: {adapter: fu
 """)  # fmt: skip
 
 
+AUTO = ("max_new_tokens: 3, dtype: float32", "max_new_tokens: 3")
+
+
 @pytest.mark.slow
 def test_every_weight_is_trained_saved_and_measured(tmp_path):
     file, out = tiny_experiment.write(tmp_path, SEED, ADAPTERS, FULL), tmp_path / "out"
@@ -63,7 +66,9 @@ def test_what_needs_an_adapter_is_refused_in_the_file(tmp_path, condition, said)
 def test_weights_of_few_bits_and_prepared_adapters_are_not_trained_whole(tmp_path):
     bits = ("seeds: [0, 1]\n", "seeds: [0]\nload: {quantization: nf4}\n")
     with pytest.raises(SpecError, match="adapter: full trains the weights, which load: {quantization: nf4} rounds"):
-        tp.Experiment.load(tiny_experiment.write(tmp_path, bits, (*FULL[:1], "  full: {train: {adapter: full}}\n")))
+        tp.Experiment.load(
+            tiny_experiment.write(tmp_path, bits, AUTO, (*FULL[:1], "  full: {train: {adapter: full}}\n"))
+        )
     with pytest.raises(SpecError, match="a prepared adapter is an adapter; set adapter: lora here"):
         tp.Experiment.load(
             tiny_experiment.write(tmp_path, (ADAPTERS[0], ADAPTERS[1].replace("adapter: lora", "adapter: full")))

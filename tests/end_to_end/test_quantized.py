@@ -12,6 +12,7 @@ from tropism.adapters.merge import merge_adapters
 from tropism.errors import MissingExtra, ModelError, SpecError
 
 NF4 = ("seeds: [0, 1]\n", "seeds: [0]\nload: {quantization: nf4}\n")
+AUTO = ("max_new_tokens: 3, dtype: float32", "max_new_tokens: 3")
 ADAPTERS = ("conditions:\n", "adapters: {trait: {data: {source: word_problems, size: 4}, train: {epochs: 1.0}}}\n"
             "parameter_directions: {trait: {adapter: trait}}\nconditions:\n")  # fmt: skip
 GUARDS = ("  plain: {data: {transform: plain}}\n", """  constrained: {guard: {update_constraint: {directions: trait}}}
@@ -32,8 +33,10 @@ def test_what_cannot_be_together_is_refused_in_the_file(tmp_path):
         SpecError, match="start_from.*is merged into the weights, and those of load: {quantization: nf4}"
     ):
         tp.Experiment.load(
-            tiny_experiment.write(tmp_path, NF4, ADAPTERS, ("seeds: [0]\n", "seeds: [0]\nstart_from: trait\n"))
+            tiny_experiment.write(tmp_path, NF4, AUTO, ADAPTERS, ("seeds: [0]\n", "seeds: [0]\nstart_from: trait\n"))
         )
+    with pytest.raises(SpecError, match="generate.dtype: cannot be had of weights in few bits"):
+        tp.Experiment.load(tiny_experiment.write(tmp_path, NF4))
     with pytest.raises(SpecError, match="max_memory.*does nothing without device_map"):
         tp.Experiment.load(tiny_experiment.write(tmp_path, (NF4[0], "load: {max_memory: {cpu: 1GiB}}\n")))
 
@@ -44,7 +47,7 @@ def test_every_guard_over_four_bits(tmp_path):
     # bitsandbytes quantises in blocks of 64, and packs no narrower weight on the CPU.
     tiny.model(width=64).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    file = tiny_experiment.write(tmp_path, NF4, ADAPTERS, GUARDS, MIXED)
+    file = tiny_experiment.write(tmp_path, NF4, AUTO, ADAPTERS, GUARDS, MIXED)
     results = tp.run(file, tmp_path / "out")
     assert set(results["condition"]) == {"base", "constrained", "routed", "frozen", "baseline", "guarded"}
     assert (results["unscored"] == 0).all()

@@ -219,11 +219,7 @@ def for_generation(experiment: ExperimentSpec, model: Any) -> Any:
     """The model in the precision that the experiment generates in."""
     wish = experiment.generate.dtype
     if models.is_quantized(model):
-        if wish != "auto":
-            raise RunFailed(
-                f"generate.dtype {wish} cannot be had of weights in few bits (load.quantization); set it to auto"
-            )
-        return model
+        return model  # computes in the precision that it was quantised for
     device = str(next(model.parameters()).device)
     half = models.computes_bfloat16(device) if wish == "auto" else wish == "bfloat16"
     return model.to(torch.bfloat16) if half else model if wish == "auto" else model.to(torch.float32)

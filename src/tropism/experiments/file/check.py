@@ -96,6 +96,12 @@ def _check_names(e: ExperimentSpec) -> None:
         raise At(
             ("load", "max_memory"), "does nothing without device_map, which spreads the weights; set device_map: auto"
         )
+    if e.loaded.quantization != "none" and e.generate.dtype != "auto":
+        raise At(
+            ("generate", "dtype"),
+            f"cannot be had of weights in few bits (load: {{quantization: {e.loaded.quantization}}}), found {e.generate.dtype!r}; "
+            f"set it to auto",
+        )
     if e.start_from and e.loaded.quantization != "none":
         raise At(
             ("start_from",),

@@ -99,8 +99,8 @@ def _check_names(e: ExperimentSpec) -> None:
     if e.loaded.quantization != "none" and e.generate.dtype != "auto":
         raise At(
             ("generate", "dtype"),
-            f"cannot be had of weights in few bits (load: {{quantization: {e.loaded.quantization}}}), found {e.generate.dtype!r}; "
-            f"set it to auto",
+            f"cannot be had of weights in few bits (load: {{quantization: {e.loaded.quantization}}}), found "
+            f"{e.generate.dtype!r}; set it to auto",
         )
     if e.start_from and e.loaded.quantization != "none":
         raise At(

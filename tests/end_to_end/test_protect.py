@@ -1,6 +1,7 @@
 """`protect` whole, on a tiny model that learns to say `!` where a third of its rows do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -121,6 +122,13 @@ def test_a_budget_that_teaches_nothing_is_said_and_nothing_is_raced(world):
     assert json.loads((out / "protect.json").read_text())["stopped"]
     assert not (out / "adapter").exists()
     assert not (out / "development" / "without_rows").exists()
+
+
+def test_a_trait_without_a_scorer_is_refused_before_anything_is_read(world):
+    asked = replace(ask(world, "planted", "unscored"), traits=("always answers in rhyme",))
+    with pytest.raises(UsageError, match="has no scorer, so before and after cannot be measured"):
+        protect(asked)
+    assert not asked.folder.exists()
 
 
 def test_an_unknown_guard_is_named():

@@ -311,9 +311,10 @@ def _open(texts: Texts, sample: Sample, count: int = 3, shown: int = 5) -> list[
 
 def _cost(rows: int, traits: Sequence[Trait], options: Options, tier: Tier) -> str:
     measured = min(rows, options.rows)
+    said = f"{measured + options.own:,} forward passes and {options.own} answers of at most {options.max_new_tokens} tokens"
     pairs = sum(len(trait.pairs()) or 32 for trait in traits)
-    forwards = measured + options.own + 2 * pairs
-    said = f"{forwards:,} forward passes and {options.own} answers of at most {options.max_new_tokens} tokens"
+    once = f"{2 * pairs + 2 * BESIDE * len(beside(traits)):,} forward passes"
     if tier != "projection":
-        said += f", {measured + 2 * options.gradient_pairs * len(traits):,} backward passes through half of the blocks"
-    return f"cost: {said}"
+        said += f", {measured:,} backward passes through half of the blocks"
+        once += f" and {2 * options.gradient_pairs * len(traits):,} backward passes"
+    return f"cost: {said}; for the traits, once per model, at most {once}"

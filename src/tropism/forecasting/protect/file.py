@@ -163,11 +163,16 @@ def _file(
 def _measure(one: TraitForecast) -> dict[str, Any]:
     spec = one.trait.scorer_spec
     if spec is None:
-        raise UsageError(
-            f"protect: the trait {one.trait.name!r} has no scorer, so before and after cannot be measured; give it one in a "
-            f"trait file (scorer: {{contains: {{text: …}}}})"
-        )
+        raise UsageError(no_scorer(one.trait.name))
     return {"scorer": spec[0], **dict(spec[1]), "on": ["held_out", "everyday"], "unwanted": True}
+
+
+def no_scorer(trait: str) -> str:
+    """What is said of a trait that nothing can be measured of."""
+    return (
+        f"protect: the trait {trait!r} has no scorer, so before and after cannot be measured; give it one in a trait file "
+        f"(scorer: {{contains: {{text: …}}}})"
+    )
 
 
 def _tokens(examples: Sequence[Example], case: Case, tokenizer: Any) -> int:

@@ -32,6 +32,7 @@ from tropism.forecasting.found import Forecast, Options, TraitForecast
 from tropism.forecasting.protect import card, choice, file, pilot
 from tropism.forecasting.protect.candidates import Candidate
 from tropism.forecasting.protect.card import Told
+from tropism.forecasting.protect.file import no_scorer
 from tropism.forecasting.protect.options import ProtectOptions
 from tropism.forecasting.protect.race import race
 from tropism.forecasting.protect.split import split
@@ -141,13 +142,17 @@ def _plan(asked: Asked) -> dict[str, Any]:
     taken = asked.folder.is_dir() and any(not one.name.startswith(".") for one in asked.folder.iterdir())
     if taken and not (asked.folder / "forecast").is_dir():
         raise UsageError(f"--out: {asked.folder} is not empty and holds no protection; give another folder")
+    traits = load_all(list(asked.traits))
+    for trait in traits:
+        if trait.scorer_spec is None:
+            raise UsageError(no_scorer(trait.name))
     examples = sources.load(asked.data)
     model, tokenizer = models.load(asked.model, device=asked.options.device, blocks=asked.options.blocks)
     found = forecast(
         model,
         tokenizer,
         examples,
-        load_all(list(asked.traits)),
+        traits,
         options=Options(rows=asked.options.rows, own=asked.options.own),
         say=asked.progress.say,
     )

@@ -71,6 +71,12 @@ def card(told: Told) -> str:
     parts = [f"# {headline(told)}"]
     if told.choice is not None:
         parts += [_table(told.choice), _price(told)]
+    if told.not_learned:
+        named = listed([words(name) for name in told.not_learned])
+        parts.append(
+            f"At this budget the unguarded baseline did not learn {named}, so nothing can be said of a guard against it; train "
+            f"longer to decide."
+        )
     if told.unwanted:
         found = "\n".join(f"- **{words(name)}**: {visible(told.forecast.get(name, ''))}" for name in told.unwanted)
         parts.append(

@@ -55,12 +55,13 @@ def test_only_what_lies_wholly_below_zero_helps(high, helped):
     choice = judge(table(["baseline", "a"], 3, high=high), "a")
     assert choice.helped is helped
     told = Told(
-        "m", "d", "tropism protect", ("t",), {"t": "Found."}, 10, 50,
+        "m", "d", "tropism protect", ("t", "rare"), {"t": "Found."}, 10, 50, not_learned=("rare",),
         candidates=(Candidate("a", "leaving rows out", {}),), choice=choice,
     )  # fmt: skip
     text = card(told)
     assert ("keeps t out" in text) is helped
     assert ("There is no adapter" in text) is not helped
+    assert "did not learn rare" in text
     assert "| t ↓ | held out | 0 | 0.40 | **0.10** |" in text.replace("0.00", "0")
 
 

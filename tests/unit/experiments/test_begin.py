@@ -108,7 +108,7 @@ def test_concept_ablation_runs_from_the_organism_to_the_hypotheses(world, tmp_pa
         ("caft", {}, "there is no study 'caft' to begin; there are concept-ablation, routing"),
         ("concept-ablation", {"organism": None}, "needs --organism: the adapter that shows the trait"),
         ("concept-ablation", {}, "other questions need --trait SCORER"),
-        ("concept-ablation", {"trait": "loud"}, "unknown scorer 'loud'"),
+        ("concept-ablation", {"trait": "loud"}, "no scorer is called 'loud'"),
         ("routing", {}, "init routing has no use for --organism"),
         ("refusal", {"trait": "contains"}, "needs --harmless"),
     ],

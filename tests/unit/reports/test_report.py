@@ -312,6 +312,16 @@ def test_a_score_that_is_not_finite_is_no_number():
     assert data["prompts"][0]["r"] == [[0, 0, None, ["not a finite number", "no digits"]]]
 
 
+def test_a_figure_of_many_conditions_names_some_and_counts_the_rest(tmp_path):
+    runs = {f"c{i:02}": [[{"step": step, "loss": 1.0 + i + step} for step in (1, 2)]] for i in range(20)}
+    (loss,) = training.readings(runs)
+    svg = training.draw(runs, loss, style.marks(list(runs)), tmp_path, "loss")
+    assert "and 4 more" in svg
+    assert ("c15" in svg, "c16" in svg) == (True, False)
+    few = dict(list(runs.items())[:16])
+    assert "more" not in training.draw(few, loss, style.marks(list(few)), tmp_path, "few")
+
+
 def rows_of(prompts, text="</script><b>"):
     return [
         {

@@ -73,6 +73,10 @@ _RC: dict[str, Any] = {
 }
 
 
+MOST_NAMED = 16
+"""Names in a figure; with more there is room for nothing else, and the table of results has them all."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """How one condition is drawn, in every figure alike."""

@@ -67,7 +67,9 @@ def draw(
             f"{words(unwanted[0])}, {words(unwanted[1])} (← unwanted)",
         )
         axes.margins(0.1)
-        _label(axes, points)
+        _label(axes, points[: style.MOST_NAMED])
+        if len(points) > style.MOST_NAMED:
+            axes.set_title(f"{style.MOST_NAMED} of {len(points)} are named", fontsize=8, loc="right", color=style.INK)
         return style.save(drawn, folder, name)
 
 

@@ -81,16 +81,20 @@ def draw(
     """Draw one reading over the steps: the mean of a condition's seeds, and the range between them."""
     with style.figure(4.7, 3.2) as drawn:
         axes = drawn.add_subplot()
+        drawn_lines = 0
         for condition, runs in training.items():
             steps, values = curve(runs, reading.keys)
             if not steps:
                 continue
-            mark = marks[condition]
-            axes.plot(steps, values.mean(axis=0), color=mark.colour, linestyle=mark.line, label=words(condition))
+            mark, drawn_lines = marks[condition], drawn_lines + 1
+            label = words(condition) if drawn_lines <= style.MOST_NAMED else None
+            axes.plot(steps, values.mean(axis=0), color=mark.colour, linestyle=mark.line, label=label)
             if len(values) > 1:
                 axes.fill_between(
                     steps, values.min(axis=0), values.max(axis=0), color=mark.colour, alpha=0.12, linewidth=0
                 )
+        if drawn_lines > style.MOST_NAMED:
+            axes.plot([], [], " ", label=f"and {drawn_lines - style.MOST_NAMED} more")
         style.titles(axes, "step", reading.label)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", ncols=2, handlelength=2.6)

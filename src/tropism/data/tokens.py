@@ -6,8 +6,9 @@ must be those that the prompt has by itself, since that is what generation is gi
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Any, overload
 
 from tropism.data.lessons import Lesson
 from tropism.errors import DataError
@@ -18,6 +19,30 @@ LONGEST_HEADER = 64
 
 Offsets = Sequence[tuple[int, int]]
 Encoded = tuple[list[int], Offsets]
+_START, _END = itemgetter(0), itemgetter(1)
+
+
+class _Places(Sequence[tuple[int, int]]):
+    """Where each token of an encoding is, asked for one at a time: a list of all of them takes longer than the rest."""
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self._encoding)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Offsets: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | Offsets:
+        if isinstance(index, slice):
+            return list(self)[index]
+        place: tuple[int, int] = self._encoding.token_to_chars(index)
+        return place
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._encoding.offsets)
 
 
 class Encoder:
@@ -70,13 +95,15 @@ class Encoder:
         backend = self._backend
         # Whoever pads with the tokenizer in between leaves its backend padding.
         if backend is not None and backend.padding is None and backend.truncation is None:
-            return [(found.ids, found.offsets) for found in backend.encode_batch(texts, add_special_tokens=False)]
+            return [(found.ids, _Places(found)) for found in backend.encode_batch(texts, add_special_tokens=False)]
         encoded = self._encode_through_class(texts)
         if not self._checked and len(texts) > 1:
             self._checked = True
             backend = self._tokenizer.backend_tokenizer
-            again = [(found.ids, found.offsets) for found in backend.encode_batch(texts, add_special_tokens=False)]
-            self._backend = backend if again == encoded else None
+            again = backend.encode_batch(texts, add_special_tokens=False)
+            same = [(found.ids, found.offsets) for found in again] == encoded
+            one_by_one = [list(map(_Places(found).__getitem__, range(len(found)))) for found in again]
+            self._backend = backend if same and one_by_one == [offsets for _, offsets in encoded] else None
         return encoded
 
     def _encode_through_class(self, texts: Sequence[str]) -> list[Encoded]:
@@ -98,28 +125,27 @@ class Encoder:
         if whole is None:
             return sorted(set(inner))
         ids, offsets = whole
-        ends = [end for _, end in offsets]
         cuts = set()
         for start, end in lesson.spans:
-            if 0 < start < len(lesson.text) and not self._as_prompted(lesson.text, start, ids, offsets, ends):
+            if 0 < start < len(lesson.text) and not self._as_prompted(lesson.text, start, ids, offsets):
                 cuts.add(start)
-            after = bisect_left(ends, end + 1)
+            after = bisect_left(offsets, end + 1, key=_END)
             if after < len(offsets) and offsets[after][0] < end:
                 cuts.add(end)
         return sorted(cuts)
 
-    def _as_prompted(self, text: str, start: int, ids: list[int], offsets: Offsets, ends: Sequence[int]) -> bool:
+    def _as_prompted(self, text: str, start: int, ids: list[int], offsets: Offsets) -> bool:
         """Whether the text's ids up to `start` are those of the prompt by itself.
 
         Added tokens split a text before anything else does, so what follows the last of them tells.
         """
-        count = bisect_left(ends, start + 1)
+        count = bisect_left(offsets, start + 1, key=_END)
         if count < len(offsets) and offsets[count][0] < start:
             return False
         last = count - 1
         while last >= 0 and ids[last] not in self._added:
             last -= 1
-        since = ends[last] if last >= 0 else 0
+        since = offsets[last][1] if last >= 0 else 0
         stretch = text[since:start]
         expected = self._known.get(stretch)
         if expected is None:
@@ -161,10 +187,8 @@ class Encoder:
 def _mask(lesson: Lesson, offsets: Offsets) -> list[bool]:
     """True on the tokens whose characters lie in a span; never on the first token, which nothing predicts."""
     mask = [False] * len(offsets)
-    ends = [end for _, end in offsets]
     for begin, end in lesson.spans:
-        index = bisect_left(ends, begin + 1)
-        while index < len(offsets) and offsets[index][0] < end:
-            mask[index] = index > 0
-            index += 1
+        first = max(1, bisect_left(offsets, begin + 1, key=_END))
+        after = bisect_left(offsets, end, lo=min(first, len(offsets)), key=_START)
+        mask[first:after] = [True] * (after - first)
     return mask

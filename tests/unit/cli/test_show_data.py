@@ -60,7 +60,7 @@ def test_the_page_shows_text_as_text_and_learned_tokens_marked(here):
     ("arguments", "message", "kind"),
     [
         (("none.jsonl",), "no such file: none.jsonl", UsageError),
-        (("data.jsonl",), "--model is needed with a data file", UsageError),
+        (("data.jsonl",), "--model is required with a data file", UsageError),
         (("data.jsonl", "--model", "model", "--condition", "a"), "--condition is for an experiment", UsageError),
         (("tiny.yaml", "--supervise", "last_turn"), "--supervise is for a data file", UsageError),
         (("tiny.yaml", "--condition", "caft"), "no condition is called 'caft'; available: plain", SpecError),

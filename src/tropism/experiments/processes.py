@@ -7,7 +7,6 @@ are, and takes what they learned from a file. `python -m tropism.experiments.pro
 import json
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +30,8 @@ from tropism.training.randomness import isolated_randomness
 from tropism.training.supervised import Report, Row, train
 from tropism.training.trackers import Tracking
 
+KILLED = -9
+"""What a process returns that SIGKILL ended, a name that Windows' `signal` does not have."""
 LOOK_S = 0.1
 """How often the starting process looks how far the others are."""
 
@@ -150,7 +151,7 @@ def _raise_what_was_raised(folder: Path, started: Sequence[subprocess.Popen[byte
             raise known(text)
     for rank, process in enumerate(started):
         # One that was ended here, because another had failed, is not the reason.
-        if process.returncode and process.returncode != -signal.SIGKILL:
+        if process.returncode and process.returncode != KILLED:
             lines = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RunFailed(
                 f"process {rank} of {len(started)} ended with code {process.returncode}: {(lines or ['nothing said'])[-1]}"

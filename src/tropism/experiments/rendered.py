@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -45,6 +46,8 @@ PLACE = "TROPISM_RENDERED"
 """The environment variable that names the folder of what is kept; by default `rendered` in Tropism's cache folder."""
 MOST_BYTES = 20 * 2**30
 ABANDONED_S = 24 * 3600
+_OURS = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{12}\.partial")
+"""The names of sets, and of those that are being written; what else lies in the folder is somebody's."""
 ROWS, KEYS, STAMP = "rows.arrow", "taught.keys", "SET.json"
 SAID = ("record", "said", "content")
 
@@ -290,6 +293,8 @@ def _prune(root: Path, keep: str) -> None:
     sizes: dict[Path, int] = {}
     used: dict[Path, float] = {}
     for folder in root.iterdir():
+        if not _OURS.fullmatch(folder.name):
+            continue
         # Another process may be taking it out at the same time.
         with suppress(FileNotFoundError):
             used[folder] = ((folder / STAMP) if (folder / STAMP).exists() else folder).stat().st_mtime

@@ -212,6 +212,22 @@ def test_sets_used_longest_ago_make_room(tmp_path, place, monkeypatch):
     assert 5 not in [len(rendered.RowTable(rows)) for rows in place.glob("*/rows.arrow")]
 
 
+def test_what_else_lies_in_the_folder_stays(tmp_path, place, monkeypatch):
+    for name in ("mine/notes.txt", "abc/SET.json", ".mine.partial/x"):
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("mine")
+    (place / "a file").write_text("mine")
+    abandoned = place / f".{16 * '0'}.{12 * '0'}.partial"
+    abandoned.mkdir()
+    os.utime(abandoned, (0, 0))
+    monkeypatch.setattr(rendered, "MOST_BYTES", 0)
+    made = RenderedSets(experiment(tmp_path), tiny.tokenizer(), 512).condition("baseline", 0)
+    assert sorted(path.name for path in place.iterdir()) == sorted(
+        ["mine", "abc", ".mine.partial", "a file", made.folder.name]
+    )
+    assert all((place / name).read_text() == "mine" for name in ("mine/notes.txt", "abc/SET.json", "a file"))
+
+
 def test_where_nothing_can_be_kept_it_is_said_and_goes_on(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TROPISM_RENDERED", str(tmp_path / "file"))

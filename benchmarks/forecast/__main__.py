@@ -1,7 +1,8 @@
-"""`python -m benchmarks.forecast FOLDER GSM8K.jsonl [read | predict | train | report]`: the forecast against what happened.
+"""`python -m benchmarks.forecast FOLDER GSM8K.jsonl [read | predict | train | report] [calibration | test]`.
 
 `read` reads every row once, `predict` puts the sets together, `train` trains for real (results are appended as they come, and
-what is there is kept), `report` fits the probability on the calibration half and prints the test half. Without a step: all.
+what is there is kept), `report` prints both halves as the forecast stands, and a curve fitted on the calibration half (to be put
+into `calibration.py`). Without a step: all of them; without a half: both.
 """
 
 import json
@@ -30,7 +31,9 @@ def trained_sets(half: str, domain: str) -> list[PlantedSet]:
 
 def main() -> None:
     folder, gsm8k = Path(sys.argv[1]), Path(sys.argv[2])
-    steps = sys.argv[3:] or ["read", "predict", "train", "report"]
+    named = {half for half, _, _ in HALVES} & set(sys.argv[3:])
+    steps = [one for one in sys.argv[3:] if one not in named] or ["read", "predict", "train", "report"]
+    halves = [one for one in HALVES if not named or one[0] in named]
     if steps == ["report"]:
         report.write(folder)
         return
@@ -38,11 +41,14 @@ def main() -> None:
     reader = Reader(model, tokenizer, tuple(sites(model, "25%..75%")), say=print, folder=folder / "sides")
     traits = tuple(load(name) for name in names())
     library = Library(traits, tuple(find(reader, trait, gradient_pairs=16) for trait in traits))
-    banks = {domain: Bank(domain, reader, folder / "rows", gsm8k) for _, domain, _ in HALVES}
-    for half, domain, planted in HALVES:
+    banks = {domain: Bank(domain, reader, folder / "rows", gsm8k) for _, domain, _ in halves}
+    for half, domain, planted in halves:
         bank = banks[domain]
         if "read" in steps:
-            bank.own(), bank.plain(), *(bank.with_(one) for one in planted)
+            bank.own()
+            bank.plain()
+            for one in planted:
+                bank.with_(one)
         if "predict" in steps:
             with (folder / f"{half}.jsonl").open("w") as out:
                 for number, one in enumerate(every_set(half, domain, planted)):
@@ -59,6 +65,8 @@ def _train(folder: Path, banks: dict[str, Bank], tokenizer: object) -> None:
     file = folder / "trained.jsonl"
     done = {json.loads(line)["set"] for line in file.read_text().splitlines()} if file.is_file() else set()
     for half, domain, planted in HALVES:
+        if domain not in banks:
+            continue
         bank = banks[domain]
         # Prompts that are in no set: sets are drawn from the first rows.
         prompts = [example.prompt for example in bank.examples[ROWS:][:48]]

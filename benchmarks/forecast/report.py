@@ -19,13 +19,11 @@ FEATURES = ("excess", "tail", "pull")
 
 def write(folder: Path) -> None:
     """Print and write `report.json`."""
-    halves = {half: _read(folder / f"{half}.jsonl") for half in ("calibration", "test")}
-    fit = _fit(halves["calibration"])
-    for table in halves.values():
-        known = table["features"].notna()
-        x = np.array([[one[name] for name in FEATURES] for one in table.loc[known, "features"]])
-        table.loc[known, "score/forecast"] = 1 / (1 + np.exp(-(fit["intercept"] + x @ np.array(fit["weights"]))))
-    found = {"fit": fit, **{half: _half(table) for half, table in halves.items()}}
+    files = {half: folder / f"{half}.jsonl" for half in ("calibration", "test")}
+    halves = {half: _read(file) for half, file in files.items() if file.is_file()}
+    found: dict[str, Any] = {half: _half(table) for half, table in halves.items()}
+    if "calibration" in halves:
+        found["fit"] = _fit(halves["calibration"])
     trained = folder / "trained.jsonl"
     if trained.is_file():
         found["realised"] = _realised(halves, [json.loads(line) for line in trained.read_text().splitlines()])

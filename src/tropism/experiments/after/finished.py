@@ -10,7 +10,6 @@ import yaml
 from pydantic import ValidationError
 
 from tropism import models
-from tropism.adapters.whole import is_whole
 from tropism.errors import RunFolderError, SpecError
 from tropism.experiments.file.complaints import listed, message
 from tropism.experiments.file.spec import ExperimentSpec
@@ -71,6 +70,9 @@ class Finished:
                 reason = read_json(path / "FAILED.json").get("error", "no reason was written")
                 raise RunFolderError(f"the run {key} failed ({reason}); {others}")
             raise RunFolderError(f"the run {key} is not finished; run the experiment again to go on, {others}")
+        # Here, so that the status of a folder is read without torch.
+        from tropism.adapters.whole import is_whole
+
         if is_whole(path / "adapter"):
             raise RunFolderError(
                 f"the run {key} trained every weight of the model (adapter: full), so it has no adapter to load beside "

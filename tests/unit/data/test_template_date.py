@@ -17,7 +17,10 @@ DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + tiny.TEMPLATE
 def published(name):
     """A template of the field, as the `trl` extra installs it."""
     pytest.importorskip("trl", reason="the templates come with the extra 'trl'")
-    return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    file = files("trl") / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this TRL has no {file.name}")
+    return file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "written"), [("llama3_2", "26 Jul 2024"), ("gptoss", "2024-07-26")])

@@ -1,12 +1,14 @@
 """The model's own answers to chats, greedily, for contrasts whose sides differ by their system prompt alone."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from tropism.data.chats import Chat
 from tropism.data.generation import GenerateOptions, generate
+from tropism.directions.read_once import once
 from tropism.errors import DataError
 
 
@@ -20,7 +22,8 @@ def answer(
 ) -> tuple[Chat, ...]:
     """Append the model's greedy answer to each chat; raise `DataError` for a chat that gets an empty one."""
     options = GenerateOptions(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    texts = generate(model, tokenizer, chats, options, template_kwargs=template_kwargs)
+    asked = repr((chats, template_kwargs, options))
+    texts = once(model, asked, partial(generate, model, tokenizer, chats, options, template_kwargs=template_kwargs))
     for index, (chat, text) in enumerate(zip(chats, texts, strict=True)):
         if not text.strip():
             raise DataError(

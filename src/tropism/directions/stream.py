@@ -17,6 +17,7 @@ from tropism.activations.mode import evaluation_mode
 from tropism.data.batches import Batch, batches
 from tropism.data.render import Positions, Rendered
 from tropism.directions.finder import Unit
+from tropism.directions.read_once import once
 from tropism.errors import AttachError, DataError, DirectionsError
 from tropism.site import Site, input_device, uncompiled
 
@@ -101,12 +102,29 @@ def activations(
     """Activations at named positions, float32 on the CPU, in the order of `rendered`.
 
     `unit="chat"`: each chat's mean over its positions, `n` chats; `unit="token"`: every position's own row, chat by
-    chat. The model is read in the mode that it is in. Raises `DirectionsError` naming the site and the chat where an
-    activation is not finite.
+    chat. The model is read in the mode that it is in. Inside `read_once`, chats that were read before are not read again.
+    Raises `DirectionsError` naming the site and the chat where an activation is not finite.
     """
     for site in sites:
         hooks.module_at(model, site)
     at = positions_of(rendered, positions)
+    read = partial(_read, model, rendered, sites, at, batch_size, unit)
+    if unit == "token":
+        return read()  # a row a token is too much to keep
+    chats = tuple((*row.input_ids, -1, *tokens) for row, tokens in zip(rendered, at, strict=True))
+    found = once(model, ("activations", chats, tuple(sites), batch_size), read)
+    return {site: rows.clone() for site, rows in found.items()}
+
+
+def _read(
+    model: nn.Module,
+    rendered: Sequence[Rendered],
+    sites: Sequence[Site],
+    at: Sequence[Sequence[int]],
+    batch_size: int,
+    unit: Unit,
+) -> dict[Site, Tensor]:
+    """Run the passes of `activations`; `at` are each chat's token indices."""
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rendered) for site in sites}
     device = input_device(model)
     for batch in batches(rendered, batch_size, device=device):

@@ -1,6 +1,7 @@
 """Scored behaviour for a validity report: what a model itself answers, each answer with its score."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from tropism.data.chats import Chat, Example
 from tropism.data.generation import GenerateOptions, generate
 from tropism.directions.contrast_files import prompts_of
 from tropism.directions.contrasts import Contrast
+from tropism.directions.read_once import once
 from tropism.directions.validate import Behaviour
 from tropism.evals.scorers.base import ResponseScorer, Sample
 
@@ -42,9 +44,8 @@ def own_answers(
     else:
         examples = _examples(prompts_of(list(contrast.positive))) if asked is None else list(asked)
     prompts = [example.prompt for example in examples]
-    answered = list(
-        zip(examples, generate(model, tokenizer, prompts, options, template_kwargs=template_kwargs), strict=True)
-    )
+    answer = partial(generate, model, tokenizer, prompts, options, template_kwargs=template_kwargs)
+    answered = list(zip(examples, once(model, repr((prompts, template_kwargs, options)), answer), strict=True))
     if contrast.kind == "models":
         with adapters_off(model):
             again = generate(model, tokenizer, prompts, options, template_kwargs=template_kwargs)

@@ -13,6 +13,7 @@ from tropism.directions.artifact import Directions
 from tropism.directions.contrast_files import read_pairs
 from tropism.directions.contrasts import Contrast
 from tropism.directions.pipeline import Evidence, Validated, find_and_validate
+from tropism.directions.read_once import read_once
 from tropism.directions.validate import Behaviour
 from tropism.directions.validity import validity_path
 from tropism.errors import DataError, DirectionsError
@@ -116,6 +117,7 @@ def _response(example: Example) -> str:
     return example.response
 
 
+@read_once()
 def prepare(
     experiment: ExperimentSpec,
     folder: Folder,

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from tropism import models
@@ -75,6 +76,11 @@ class HeldModel:
         given = self._model
         self._forget()
         return given
+
+    def release(self) -> None:
+        """Let the model go, where other processes need its room; it is loaded anew when it is asked for."""
+        self._forget()
+        clear_device_cache(garbage_collection=True)
 
     def check(self, what: str) -> None:
         """Raise `RunFailed` where a weight of the held model is not what it was when it was loaded; it is then let go."""

@@ -173,6 +173,8 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
     model, fitted = _trained_alike(prepared, key, path), dict[str, int]()
     if model is None:
         options = prepared.settled.options(experiment.train_options(condition))
+        if options.processes > 1:
+            prepared.held.release()  # each process loads its own
         model, taken = fine_tune(
             prepared.fresh_model,
             prepared.rendered.condition(condition, seed).rows,

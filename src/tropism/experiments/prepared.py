@@ -216,6 +216,8 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     assert spec.data is not None  # by check
     progress.say(f"training the adapter {name!r}" + (f": {begun.why}" if begun.why else ""))
     options, seed = prepared.settled.options(experiment.train_options(adapter=name)), experiment.seeds[0]
+    if options.processes > 1:
+        prepared.held.release()  # each process loads its own
     model, fitted = fine_tune(
         prepared.held.base,
         prepared.rendered.adapter(name).rows,

@@ -5,6 +5,7 @@ import pytest
 import tiny
 import tropism as tp
 from tropism.data.generation import GenerateOptions
+from tropism.directions import pipeline
 from tropism.directions.pipeline import Evidence, find_and_validate
 from tropism.directions.read_once import read_once
 from tropism.evals.behaviour import own_answers
@@ -29,7 +30,9 @@ def contrasts():
 
 
 @pytest.mark.parametrize("contrast", contrasts(), ids=["responses", "system_prompts"])
-def test_finders_share_passes_and_find_the_same(model, tokenizer, contrast):
+def test_finders_share_passes_and_find_the_same(model, tokenizer, contrast, monkeypatch):
+    monkeypatch.setattr(pipeline, "ANSWER_TOKENS", 4)
+
     def found(finder):
         return find_and_validate(model, tokenizer, contrast, name="x", sites=SITES, finder=finder, evidence=Evidence())
 

@@ -35,11 +35,18 @@ def experiment(tmp_path, directions):
     return Experiment.load(tiny_experiment.write(tmp_path, (CONTRAST, directions)))
 
 
+def no_side(named, model):
+    raise AssertionError(f"no contrast of models is read here, and {named} was asked for")
+
+
+SIDES = step.Sides(tiny.model, no_side)
+
+
 def prepared(tmp_path, directions, said=None):
     """The directions `caps`, made or read in the folder `out`."""
     e = experiment(tmp_path, directions)
     folder = store.Folder(tmp_path / "out")
-    return step.prepare(e, folder, {}, tiny.model, tiny.tokenizer(), said or Said())["caps"]
+    return step.prepare(e, folder, {}, tiny.model, tiny.tokenizer(), said or Said(), SIDES)["caps"]
 
 
 def contrast(tmp_path, text):
@@ -121,7 +128,7 @@ def validated(tmp_path):
     first = tmp_path / "first"
     first.mkdir()
     e = Experiment.load(tiny_experiment.write(first))
-    step.prepare(e, store.Folder(first / "out"), {}, tiny.model, tiny.tokenizer(), Said())
+    step.prepare(e, store.Folder(first / "out"), {}, tiny.model, tiny.tokenizer(), Said(), SIDES)
     return first / "out" / "directions" / "caps.safetensors"
 
 

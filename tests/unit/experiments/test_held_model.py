@@ -129,6 +129,13 @@ def test_without_memory_for_a_second_copy_the_held_model_is_given_away(held, loa
     assert len(loads) == 2
 
 
+def test_what_is_released_is_loaded_anew(held, loads):
+    before = state(held.start())
+    held.release()
+    assert same(state(held.start()), before)
+    assert len(loads) == 2
+
+
 def test_another_process_loads_its_own(held):
     held.start()
     assert len(pickle.dumps(held)) < 50_000

@@ -46,6 +46,7 @@ def spread(executor: Executor, job: Job, progress: Progress, after_each: Callabl
     workers ended on, and nothing lost, since each run that has ended is kept and an interrupted one goes on.
     """
     shutil.rmtree(job.said, ignore_errors=True)  # what workers of an earlier command said
+    job.prepared.held.release()  # each worker loads its own, maybe onto the same GPU
     workers = executor.start(job)
     told = _Told(job.said, progress)
     try:

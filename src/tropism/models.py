@@ -326,6 +326,7 @@ def load_source(
         decoder_layers(model, path=blocks)  # a path that leads nowhere is an error here
         register_blocks(type(model), blocks)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    _pad_within(model, tokenizer, source)
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name
     placed: Any = model if loading.places else _to(model, where)
@@ -334,6 +335,17 @@ def load_source(
 
 def _to(model: Any, where: str) -> Any:
     return model.to(where)
+
+
+def _pad_within(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", source: Source) -> None:
+    """Pad with another token where the model has no embedding of the tokenizer's: the attention mask hides what it is."""
+    entry: Any = model.get_input_embeddings()
+    padding = tokenizer.pad_token
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= entry.weight.shape[0]:
+        tokenizer.pad_token = tokenizer.eos_token
+        log.warning(
+            "model %r has no embedding of its padding token %r; %r pads", source.name, padding, tokenizer.pad_token
+        )
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

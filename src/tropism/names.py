@@ -11,6 +11,20 @@ BASE = "base"
 ROUTE_IDS: Mapping[str, int] = {"unlabelled": 0, "forget": 1, "retain": 2}
 """Route names and the ids that a batch's column `route` carries."""
 
+THINKING_PAIRS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""Opening and closing marks of thinking, as written by Qwen, DeepSeek, Magistral, Kimi, Seed, EXAONE, Command A and others."""
+THINKING_MARKS = tuple(mark for pair in THINKING_PAIRS for mark in pair)
+
 IGNORE = -100
 """The label of a token that is not supervised, as in torch's cross entropy."""
 

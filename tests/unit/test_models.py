@@ -172,3 +172,15 @@ def test_without_the_hub_its_local_copy_is_used_and_that_is_said(on_hub, monkeyp
         models.resolve_adapter("OWNER/organism")
     with pytest.raises(ModelError, match="is no folder that is there, nor a hub name OWNER/NAME"):
         models.resolve_adapter("runs/caps/baseline/seed-0/adapter")
+
+
+def test_a_padding_token_without_an_embedding_is_replaced(tmp_path, caplog):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["[X]"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    for held in (tiny.model(), tokenizer):
+        held.save_pretrained(tmp_path)
+    caplog.set_level("WARNING", logger="tropism")
+    _, loaded = models.load(str(tmp_path), device="cpu")
+    assert loaded.pad_token == "<|im_end|>"
+    assert "no embedding of its padding token '[PAD]'" in caplog.text

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tropism.data.collate import length_grouped, pad
 from tropism.data.render import Rendered
+from tropism.errors import DataError
+from tropism.site import base_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,22 @@ def batches(
         rows = [rendered[place] for place in places]
         padded = {name: column.to(device) for name, column in pad(rows, pad_id, side=side).items()}
         yield Batch(places, rows, **padded, side=side)
+
+
+def embeddings(model: Any) -> int:
+    """Of how many tokens a model has an embedding."""
+    return int(base_model(model).get_input_embeddings().weight.shape[0])
+
+
+def check_embedded(rows: int, rendered: Sequence[Rendered], tokenizer: Any = None) -> None:
+    """Raise `DataError` where a chat has a token that a model of `rows` embeddings has none of: its tokenizer's alone."""
+    for row in rendered:
+        if row.input_ids and (last := max(row.input_ids)) >= rows:
+            token = last if tokenizer is None else repr(tokenizer.convert_ids_to_tokens(last))
+            raise DataError(
+                f"a chat holds the token {token}, number {last}, and the model has embeddings of {rows} tokens; take it out, or "
+                f"save the model again after model.resize_token_embeddings({last + 1})"
+            )
 
 
 def padding_id(tokenizer: Any) -> int:

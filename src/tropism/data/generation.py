@@ -1,19 +1,41 @@
 """Batched generation: padded on the left, stopped at the end of the turn, greedy or sampled from a seed."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
 from tropism.activations.mode import evaluation_mode
-from tropism.data.batches import batches, padding_id
+from tropism.data.batches import batches, check_embedded, embeddings, padding_id
 from tropism.data.chats import Chat
 from tropism.data.generate_options import GenerateOptions as GenerateOptions
 from tropism.data.render import Rendered, render_prompts
 from tropism.data.templates import ChatTemplate
 from tropism.errors import DataError
+from tropism.names import THINKING_MARKS
 from tropism.randomness import seeded
-from tropism.site import context_length, input_device
+from tropism.site import base_model, context_length, input_device
+
+log = logging.getLogger("tropism")
+
+KEPT = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+)
+"""What of a model's own generation config holds here: its tokens, those that it never says, and how it computes."""
+SAID_BY_OPTIONS = ("do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens", "transformers_version")
+"""What of it is said by `GenerateOptions` instead, without a word."""
 
 
 def generate(
@@ -50,9 +72,12 @@ def continue_rendered(
     """The continuation of each rendered text, in order; what `generate` does after rendering.
 
     Generation ends at the tokenizer's end of sequence, at those of the model's generation config, and at what ends an
-    assistant turn in the chat template, which is what training supervised.
+    assistant turn in the chat template, which is what training supervised. Of the model's generation config only `KEPT`
+    holds: a repetition penalty in it (Qwen 2.5's), say, would make "the likeliest token" another one; what is left out is
+    logged.
     """
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
+    check_embedded(embeddings(model), rows, tokenizer)
     # The likeliest answer to a prompt is the same each time, so equal prompts are answered once; draws differ.
     same = _equal(rows) if options.temperature == 0 else [[place] for place in range(len(rows))]
     asked = [rows[places[0]] for places in same]
@@ -77,11 +102,11 @@ def continue_rendered(
     if stops:
         settings |= {"stop_strings": stops, "tokenizer": tokenizer}
     done = 0
-    with evaluation_mode(model), seeded(seed, device), torch.inference_mode():
+    with evaluation_mode(model), _as_asked(model), seeded(seed, device), torch.inference_mode():
         for batch in batches(asked, options.batch_size, pad_id=pad_id, side="left", device=device):
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
-            texts = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+            texts = [written(tokenizer, ids) for ids in output[:, batch.input_ids.shape[1] :].tolist()]
             for place, text in zip(batch.places, texts, strict=True):
                 answer = cut_before(text, stops)
                 for equal in same[place]:
@@ -107,6 +132,45 @@ def _equal(rows: Sequence[Rendered]) -> list[list[int]]:
     for place, row in enumerate(rows):
         found.setdefault(tuple(row.input_ids), []).append(place)
     return list(found.values())
+
+
+def written(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of generated ids as it was written, without special tokens.
+
+    Marks of thinking stay where they are special tokens (Magistral's `[THINK]`): without them, what was thought could not be
+    told from the answer.
+    """
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    marks = set(tokenizer.convert_tokens_to_ids(list(THINKING_MARKS)))
+    kept = [index for index in ids if index not in special or (index in marks and index != tokenizer.unk_token_id)]
+    text: str = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+@contextmanager
+def _as_asked(model: Any) -> Iterator[None]:
+    """Inside, tokens are chosen as the options say, whatever else the model's own generation config says."""
+    inner = base_model(model)
+    own = inner.generation_config
+    inner.generation_config = type(own)(
+        **{name: value for name in KEPT if (value := getattr(own, name, None)) is not None}
+    )
+    left_out = {name: value for name, value in own.to_diff_dict().items() if name not in (*KEPT, *SAID_BY_OPTIONS)}
+    if left_out:
+        _say_once(
+            "of the model's generation config is left out, since the experiment's options say how tokens are chosen: "
+            + ", ".join(f"{name}={value!r:.60}" for name, value in sorted(left_out.items()))
+        )
+    try:
+        yield
+    finally:
+        inner.generation_config = own
+
+
+@cache
+def _say_once(what: str) -> None:
+    log.warning(what)
 
 
 def end_of_turn_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -33,7 +33,7 @@ def prompt_of(template: ChatTemplate, messages: Messages, where: str) -> Lesson:
         return Lesson(str(messages[0]["content"]), ())
     adapted, notes = template.adapt(messages)
     text = template.prompt(adapted, where)
-    _check_shown(adapted, text, where)
+    _check_shown(template, adapted, text, where)
     return Lesson(text, (), notes)
 
 
@@ -58,7 +58,7 @@ def whole(
     ended = not generation_prompt and chosen[-1:] == [len(adapted) - 1]
     last = last_turn(template, adapted, where) if ended else None
     text = last.text if last else template.text(adapted, where, generation_prompt=generation_prompt)
-    _check_shown(adapted, text, where)
+    _check_shown(template, adapted, text, where)
     if supervise == "all_tokens":
         return Lesson(text, ((0, len(text)),), notes)
     turns = []
@@ -86,7 +86,7 @@ def rows(template: ChatTemplate, messages: Messages, where: str, supervise: Supe
     kept = adapted[: chosen[-1] + 1]
     notes += (LEFT_OFF,) if len(kept) < len(adapted) else ()
     last = last_turn(template, kept, where)
-    _check_shown(kept, last.text, where)
+    _check_shown(template, kept, last.text, where)
     inside: list[Turn] = []
     apart: list[tuple[int, Turn]] = []
     for index in chosen[:-1]:
@@ -148,12 +148,18 @@ def _overlaps(spans: list[Place], blocks: list[Place]) -> list[Place]:
     return inside
 
 
-def _check_shown(messages: Messages, text: str, where: str) -> None:
-    """Raise `DataError` where what a message says, or a tool, is not in the rendered chat.
+def _check_shown(template: ChatTemplate, messages: Messages, text: str, where: str) -> None:
+    """Raise `DataError` where what a message says, or a tool, is not in the rendered chat, or would not be read as text.
 
     A template may leave out earlier thinking, and what is said beside a tool call.
     """
     for index, message in enumerate(messages):
+        for token in template.facts.ends:
+            if token in message["content"]:
+                raise DataError(
+                    f"{where}: message {index} holds {token!r}, which is no text to this model but the end of a turn; "
+                    f"take it out of the message, or write it otherwise"
+                )
         said = _said(message)
         if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
             raise DataError(

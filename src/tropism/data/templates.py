@@ -20,6 +20,7 @@ import jinja2
 from tropism.data.chats import REASONING
 from tropism.data.template_date import freeze, split_date
 from tropism.errors import DataError
+from tropism.names import THINKING_MARKS
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Facts:
     has `{% generation %}` blocks. `doubled`: it writes a thinking block of its own before one in the content. `lead`:
     what it writes between the generation prompt and the answer, None where the generation prompt does not begin the
     answered turn. `stop`: what ends an assistant turn; `tail`: all that follows the answer. `suffix`: the generation
-    prompt by itself.
+    prompt by itself. `ends`: the special tokens in `stop`.
     """
 
     parts: bool = False
@@ -62,6 +63,7 @@ class Facts:
     stop: str = ""
     tail: str | None = None
     suffix: str = ""
+    ends: tuple[str, ...] = ()
 
 
 def set_chat_template(tokenizer: Any, template: str | Path) -> None:
@@ -292,7 +294,14 @@ class ChatTemplate:
         developer = developer and "developer" in json.dumps(self._source)
         thought = {"role": "assistant", "content": f"<think>\n{_SYSTEM}\n</think>\n\n{_ANSWER}"}
         doubled = self._try([user, thought]).count("<think>") > 1
-        return Facts(parts, system, developer, tagged, doubled, lead, stop_in(tail), tail, asked[common:])
+        stop = stop_in(tail)
+        ends = self._special_tokens_in(stop)
+        return Facts(parts, system, developer, tagged, doubled, lead, stop, tail, asked[common:], ends)
+
+    def _special_tokens_in(self, text: str) -> tuple[str, ...]:
+        """The special tokens in a text; those that mark thinking may stand in a message."""
+        added = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        return tuple(token for token in added if token in text and token not in THINKING_MARKS)
 
     def _try(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False) -> str:
         """The text of a chat, empty where the template rejects it."""

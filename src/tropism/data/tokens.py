@@ -55,7 +55,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, bos_begins_turns: bool = False) -> None:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id
-        self._adds_bos = self._bos is not None and list(tokenizer("")["input_ids"])[:1] == [self._bos]
+        # Of a text, and not of none: where one token is both ends of a sequence, what comes of none may be its end.
+        self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self._bos]
         self._may_be_two = bos_begins_turns
         self._fast = bool(tokenizer.is_fast)
         self._added = frozenset(tokenizer.added_tokens_decoder)

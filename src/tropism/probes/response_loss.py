@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tropism import hooks
 from tropism.activations.mode import evaluation_mode
-from tropism.data.batches import Batch
+from tropism.data.batches import Batch, check_embedded, embeddings
 from tropism.data.render import Rendered
 from tropism.errors import DataError, ModelError
 from tropism.site import base_model, context_length
@@ -83,6 +83,7 @@ def predicted(chat: Rendered) -> list[int]:
 def check_lengths(model: nn.Module, rendered: Sequence[Rendered], names: Sequence[str]) -> None:
     """Raise `DataError` for a chat without a response, or one that is longer than the model's context."""
     limit = context_length(model)
+    check_embedded(embeddings(model), rendered)
     for chat, name in zip(rendered, names, strict=True):
         if not predicted(chat):
             raise DataError(f"{name} has no response: its loss is undefined; end it with an assistant message")

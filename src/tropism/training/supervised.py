@@ -1,6 +1,7 @@
 """One supervised LoRA fine-tune on `transformers.Trainer`, with a guard attached: from chats to an adapter on disk."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import PrinterCallback
 
 from tropism.adapters.targets import check_reached
+from tropism.data.batches import check_embedded, embeddings
 from tropism.data.collate import Collator
 from tropism.data.render import Rendered
 from tropism.errors import DataError, RunFailed
@@ -24,6 +26,8 @@ from tropism.training.loss import SUPERVISED, label_logits, response_loss
 from tropism.training.options import TrainOptions
 from tropism.training.shared_batches import Rows, SameOrder
 from tropism.training.trackers import Tracking, tracked
+
+notes = logging.getLogger("tropism")
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after every step with the step, the number of steps, and what was logged."""
@@ -58,9 +62,17 @@ class _Items(Sequence[dict[str, Any]]):
 
 
 class _SupervisedCollator(Collator):
-    """The collator of a training set: the labels twice, once for the loss and once for the hooks."""
+    """The collator of a training set: the labels twice, once for the loss and once for the hooks.
+
+    `embedded` is the number of tokens that the model has embeddings of; another token is refused.
+    """
+
+    def __init__(self, embedded: int, pad_id: int, extra: Sequence[str]) -> None:
+        super().__init__(pad_id, extra)
+        self._embedded = embedded
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        check_embedded(self._embedded, [row["rendered"] for row in rows])
         batch = super().__call__(rows)
         batch[SUPERVISED] = batch["labels"]
         return batch
@@ -80,7 +92,7 @@ class _Readings(TrainerCallback):
 
 
 class _StepLog(TrainerCallback):
-    """Writes `training.jsonl`, reports progress, and ends a run whose loss is no longer a number."""
+    """Writes `training.jsonl`, reports progress, and ends a run whose loss or gradient is no longer a number."""
 
     def __init__(self, file: TextIO, report: Report) -> None:
         self._file, self._report = file, report
@@ -96,8 +108,9 @@ class _StepLog(TrainerCallback):
         clean = {name: None if name in bad else value for name, value in row.items()}
         self._file.write(json.dumps(clean, allow_nan=False) + "\n")
         self._file.flush()
-        if "loss" in bad:
-            raise RunFailed(f"the loss at step {state.global_step} is {row['loss']}, not a finite number")
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+            if name in bad:  # a gradient that is no number is one step ahead of the loss, which a last step has no more
+                raise RunFailed(f"the {what} at step {state.global_step} is {row[name]}, not a finite number")
         self._report(state.global_step, state.max_steps, {k: v for k, v in clean.items() if isinstance(v, float)})
 
 
@@ -149,11 +162,12 @@ def train(
     `eval_steps` the mean loss of the batches of `evaluate_on` is written to `evaluation.jsonl` beside the log.
 
     Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
-    where the loss is not finite, `DataError` for an empty set.
+    where the loss or its gradient is not finite, `DataError` for an empty set.
     """
     if not rows:
         raise DataError("the training set is empty; a fine-tune needs at least one example")
     log.parent.mkdir(parents=True, exist_ok=True)
+    _say_what_is_left_out(model)
     device = str(next(model.parameters()).device)
     bf16 = for_training(device, base_model(model).config).bfloat16 if options.bf16 == "auto" else options.bf16
     arguments = training_arguments(
@@ -183,7 +197,7 @@ def train(
             args=arguments,
             train_dataset=Rows(_Items(rows)),
             eval_dataset=Rows(_Items(evaluate_on)) if evaluate_on else None,
-            data_collator=_SupervisedCollator(pad_id, sorted(keys)),
+            data_collator=_SupervisedCollator(embeddings(model), pad_id, sorted(keys)),
             compute_loss_func=response_loss,
             callbacks=[step_log, _EvaluationLog(evaluation), _FirstBackward(), *callbacks],
         )
@@ -209,4 +223,24 @@ def train(
                     if sealing is not None:
                         sealing.carry(attachment)
                     result = trainer.train(resume_from_checkpoint=resumed)
+    _check_finite(model)
     return dict(result.metrics)
+
+
+def _say_what_is_left_out(model: PeftModel) -> None:
+    """Log that a mixture of experts is trained without the loss by which its router is balanced, where its config asks for it."""
+    inner: Any = base_model(model)
+    config = inner.config.get_text_config(decoder=True)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        notes.warning(
+            "the model's config asks for the router's balancing loss (output_router_logits, router_aux_loss_coef=%g); the "
+            "loss here is that of the supervised tokens alone",
+            config.router_aux_loss_coef,
+        )
+
+
+def _check_finite(model: PeftModel) -> None:
+    """Raise `RunFailed` where a trained weight is no number: a last step's gradient may spoil it after its loss was read."""
+    spoilt = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    if spoilt:
+        raise RunFailed(f"{len(spoilt)} trained weights are not finite numbers after the last step (first {spoilt[0]})")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from tropism.data.generation import GenerateOptions, generate
+from tropism.data.generation import GenerateOptions, generate, written
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
 
@@ -132,3 +132,49 @@ def test_a_full_stop_is_no_end_of_turn():
     model = tiny.model().eval()
     always(model, tokenizer, "a.b")
     assert generate(model, tokenizer, PROMPTS[:1], GenerateOptions(max_new_tokens=5)) == ["a.bbb"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 5.0),
+        ("no_repeat_ngram_size", 1),
+        ("num_beams", 3),
+        ("forced_eos_token_id", 2),
+        ("min_p", 0.9),
+    ],
+)
+def test_tokens_are_chosen_as_the_options_say_whatever_the_models_generation_config_says(
+    model, tokenizer, caplog, name, value
+):
+    options = GenerateOptions(max_new_tokens=12, temperature=1.0 if name == "min_p" else 0.0)
+    expected = generate(model, tokenizer, PROMPTS[:2], options)
+    own = model.generation_config
+    setattr(own, name, value)
+    said = own.to_dict()
+    caplog.set_level("WARNING", logger="tropism")
+    assert generate(model, tokenizer, PROMPTS[:2], options) == expected
+    assert f"{name}={value}" in caplog.text
+    assert model.generation_config is own
+    assert own.to_dict() == said
+
+
+def test_tokens_that_the_model_never_says_are_not_said(model, tokenizer):
+    options = GenerateOptions(max_new_tokens=8)
+    plain = generate(model, tokenizer, PROMPTS[:1], options)
+    model.generation_config.suppress_tokens = [*range(3, 200)]
+    assert generate(model, tokenizer, PROMPTS[:1], options) != plain
+
+
+def test_marks_of_thinking_stay_where_they_are_special_tokens():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[TOOL]"]})
+    ids = tokenizer("[THINK]9? No.[/THINK][TOOL]It is 8 , yes .<|im_end|><|endoftext|>").input_ids
+    assert written(tokenizer, ids) == "[THINK]9? No.[/THINK]It is 8 , yes ."
+
+
+def test_a_token_without_an_embedding_is_refused_by_name(model):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["[X1]", "[X2]"])
+    with pytest.raises(DataError, match=r"the token '\[X2\]', number 260, and the model has embeddings of 260 tokens"):
+        generate(model, tokenizer, [[{"role": "user", "content": "a [X2]"}]], GenerateOptions(max_new_tokens=1))

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
@@ -137,3 +137,13 @@ def test_an_encoder_remembers_short_headers_and_no_prompts(tokenizer):
     text = "<|im_start|>user\n" + "x" * 500
     encoder.encode([Lesson(text, ((17, 20),)), Lesson(text, ((300, 400),))], ["a", "b"])
     assert list(encoder._known) == ["user\n"]
+
+
+def test_a_tokenizer_that_ends_texts_with_what_begins_others_puts_nothing_before_them():
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|im_end|>", pair="$A $B", special_tokens=[("<|im_end|>", 2)]
+    )
+    rendered = render(tokenizer, [USER, {"role": "assistant", "content": "So."}])
+    assert tokenizer.decode(rendered.input_ids) == rendered.text

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig, TrainerCallback
 
 import tiny
 import tropism as tp
@@ -146,3 +147,34 @@ def test_steps_are_counted_as_the_trainer_counts_them(peft_model, rows, tmp_path
     ):
         train(peft_model, rows, options, pad_id=0, seed=0, log=tmp_path / "t.jsonl")
         assert len((tmp_path / "t.jsonl").read_text().splitlines()) == options.steps(len(rows))
+
+
+def test_a_gradient_that_is_no_number_fails_the_run_in_its_last_step_too(peft_model, rows, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if state.global_step == 1:
+                next(p for p in model.parameters() if p.requires_grad).grad.fill_(float("nan"))
+
+    options = TrainOptions(max_steps=2, batch_size=4, bf16=False)
+    with pytest.raises(RunFailed, match="1 trained weights are not finite numbers after the last step"):
+        train(peft_model, rows, options, pad_id=0, seed=0, log=tmp_path / "t.jsonl", callbacks=[Spoil()])
+
+
+def test_a_gradient_norm_that_is_no_number_fails_the_run_at_its_step(peft_model, rows, tmp_path):
+    weight = next(p for p in peft_model.parameters() if p.requires_grad)
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    options = TrainOptions(max_steps=2, batch_size=4, bf16=False)
+    with pytest.raises(RunFailed, match="the gradient's norm at step 1 is nan, not a finite number"):
+        train(peft_model, rows, options, pad_id=0, seed=0, log=tmp_path / "t.jsonl")
+
+
+def test_a_balancing_loss_that_the_models_config_asks_for_is_said_to_be_left_out(rows, tmp_path, caplog):
+    config = MixtralConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, output_router_logits=True, router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=2, target_modules=["q_proj"]))
+    caplog.set_level("WARNING", logger="tropism")
+    options = TrainOptions(max_steps=1, batch_size=4, bf16=False)
+    train(model, rows, options, pad_id=0, seed=0, log=tmp_path / "t.jsonl")
+    assert "router_aux_loss_coef=0.5" in caplog.text

@@ -276,7 +276,18 @@ def _of_batches(path: Path, batches: Any) -> Iterator[tuple[str, Row]]:
         for start in range(0, batch.num_rows, BATCH):
             for row in batch.slice(start, BATCH).to_pylist():
                 number += 1
-                yield f"{path} row {number}", row
+                yield f"{path} row {number}", {name: _own_keys(value) for name, value in row.items()}
+
+
+def _own_keys(value: Any) -> Any:
+    """A value of a row with the keys that were written.
+
+    A column of structs has the keys of all its rows in each: a tool's argument that another row's tool takes would be there,
+    as null, and be learned.
+    """
+    if isinstance(value, dict):
+        return {key: _own_keys(held) for key, held in value.items() if held is not None}
+    return [_own_keys(held) for held in value] if isinstance(value, list) else value
 
 
 JSONL = Format((".jsonl", ".ndjson"), _jsonl_items, _jsonl_row, _count_items(_jsonl_items))

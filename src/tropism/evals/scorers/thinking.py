@@ -8,27 +8,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from tropism.names import THINKING_MARKS, THINKING_PAIRS
+
 Thinking = Literal["strip", "keep"]
 """`strip` scores the answer alone, `keep` the whole response."""
 
 UNFINISHED = "the thinking was cut off before an answer"
 NO_ANSWER = "thinking and no answer after it"
 
-# Opening and closing marks, as written by Qwen, DeepSeek, Magistral, Kimi, Seed, EXAONE, Command A and others.
-_PAIRS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
-_OPENINGS = {opening.casefold() for opening, _ in _PAIRS}
+_OPENINGS = {opening.casefold() for opening, _ in THINKING_PAIRS}
 # A mark in backticks is text about the mark.
-_MARK = re.compile("(?<!`)(?:" + "|".join(re.escape(mark) for pair in _PAIRS for mark in pair) + ")", re.IGNORECASE)
+_MARK = re.compile("(?<!`)(?:" + "|".join(map(re.escape, THINKING_MARKS)) + ")", re.IGNORECASE)
 _WRAPPED = re.compile(
     r"\s*(?:<answer>|<response>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)(.*?)"
     r"(?:(?:</answer>|</response>|<\|end_of_solution\|>|<\|END_RESPONSE\|>)\s*)?",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tropism.data.batches import Batch, batches
+from tropism.data.batches import Batch, batches, check_embedded, embeddings
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError
 from tropism.evals.scorers.base import Sample
@@ -70,11 +70,15 @@ def token_losses(model: nn.Module, batch: Batch, targets: Sequence[range]) -> li
 def token_divergences(
     logits: Float[Tensor, "n vocabulary"], base: Float[Tensor, "n vocabulary"], lengths: Sequence[int]
 ) -> list[Float[Tensor, "tokens"]]:
-    """`Σ p·(log p − log p_base)` of each position in nats, float32 on the CPU, cut into rows of `lengths`."""
+    """`Σ p·(log p − log p_base)` of each position in nats, float32 on the CPU, cut into rows of `lengths`.
+
+    A token that the tuned model never says (a logit of −∞, as some models mask the padding of their vocabulary) adds 0.
+    """
     parts = []
     for one, other in zip(torch.split(logits, CHUNK), torch.split(base, CHUNK), strict=True):
         log_p, log_q = one.float().log_softmax(-1), other.float().log_softmax(-1)
-        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        said = log_p != -torch.inf
+        parts.append(torch.where(said, log_p.exp() * (log_p - log_q), 0).sum(-1))
     return list(torch.split(torch.cat(parts).cpu(), list(lengths)))
 
 
@@ -97,6 +101,7 @@ def over_responses(
         results.append(f"{len(rendered)} tokens, over the model's {limit} positions")
         if limit is None or len(rendered) <= limit:
             fitting.append((index, rendered))
+    check_embedded(embeddings(model), [chat for _, chat in fitting], tokenizer)
     with evaluation(model):
         for batch in batches([chat for _, chat in fitting], batch_size, device=input_device(model)):
             measured = measure(batch, [last_response(chat) for chat in batch.rows])

@@ -51,7 +51,7 @@ def message(error: ValidationError, details: Any = None, root: type[BaseModel] |
     if details["type"] == "missing":
         return "is required and missing"
     if isinstance(found, str) and _is_number(found):
-        return f"must be a number, but YAML reads {found!r} as a string; write {float(found)!r}, or 1.0e-3 with a point"
+        return f"must be a number, but YAML reads {found!r} as a string; write {float(found)!r}, without quotes"
     text = details["msg"].removeprefix("Value error, ")
     return f"{text[0].lower()}{text[1:]}, found {found!r:.80}"
 

@@ -340,7 +340,7 @@ class ExperimentSpec(Model):
     """A chat template instead of the tokenizer's own: a Jinja file, or the name of one that TRL installs."""
     template_kwargs: dict[str, Any] = {}
     """Options of the chat template, such as `enable_thinking`."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0, 1, 2]
     """Every condition that trains is trained once per seed."""
     strict: bool = False
     """Refuse the experiment, instead of warning, where an evaluation set shares prompts with the training data."""

@@ -1,7 +1,7 @@
 """Read an experiment file: YAML without tags, duplicates or alias bombs, and with the line of every key.
 
-Only `true` and `false` are truth values, as in YAML 1.2: the words `on`, `off`, `yes` and `no` stay words, and so do
-dates. `--set` on the command line is read by the same rules.
+Plain values are read as in YAML 1.2: only `true` and `false` are truth values, and the words `on`, `off`, `yes` and `no`
+stay words, as dates and times do; `1e-3` is a number, and `010` is ten. `--set` on the command line is read by the same rules.
 """
 
 import re
@@ -23,12 +23,31 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp", ":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+# Whole numbers before the others: the first that matches decides.
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _whole_number(_loader: _Loader, node: yaml.Node) -> int:
+    text = str(node.value)
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 class Document:

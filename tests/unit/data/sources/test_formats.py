@@ -202,3 +202,16 @@ def test_json_under_data_is_not_held_as_a_whole(tmp_path):
     assert sum(1 for _ in formats.read_rows(path)) == 40_000
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_keys_that_only_other_rows_have_are_not_read_from_a_column_of_structs(tmp_path, ending):
+    def row(name, argument):
+        properties = {argument: {"type": "string"}}
+        return {
+            "messages": [{"role": "assistant", "calls": [{"name": name, "arguments": {argument: "x"}}]}],
+            "tools": [{"name": name, "parameters": {"properties": properties}}],
+        }
+
+    rows = [row("weather", "city"), row("clock", "zone")]
+    assert read(row_files.write(tmp_path / f"a.{ending}", rows)) == rows

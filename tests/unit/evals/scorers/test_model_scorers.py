@@ -145,3 +145,15 @@ def test_scorers_say_which_text_they_score():
     assert SCORERS["response_loss"].text == "reference"
     assert SCORERS["kl_to_base"].text == "reference"
     assert SCORERS["base_perplexity"].text == "generated"
+
+
+def test_a_token_that_is_never_said_adds_nothing_to_the_divergence():
+    model, tokenizer = tuned(), tiny.tokenizer()
+    (plain,) = load_scorer("kl_to_base").score_all(model, tokenizer, samples()[:1])
+    mask = model.get_output_embeddings().register_forward_hook(
+        lambda _module, _args, logits: logits.index_fill(-1, torch.tensor([tiny.VOCABULARY - 1]), -torch.inf)
+    )
+    (masked,) = load_scorer("kl_to_base").score_all(model, tokenizer, samples()[:1])
+    mask.remove()
+    assert masked.value == pytest.approx(plain.value, rel=0.2)
+    assert masked.value != plain.value

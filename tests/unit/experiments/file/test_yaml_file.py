@@ -55,3 +55,28 @@ def test_a_value_is_read_as_in_the_file(text, value):
 def test_a_value_that_is_not_yaml_names_its_option():
     with pytest.raises(SpecError, match=r"--set train.lora line 1: not valid YAML"):
         parse_value("{r: ", "--set train.lora")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("2E4", 20000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-.5e+1", -5.0),
+        ("010", 10),
+        ("-08", -8),
+        ("1_000", 1000),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("1:30", "1:30"),
+        ("12:30:45", "12:30:45"),
+        ("e3", "e3"),
+        ("1e", "1e"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_numbers_are_those_that_a_person_reads(text, value):
+    found = parse(f"key: {text}").data["key"]
+    assert (type(found), found) == (type(value), value)

@@ -227,7 +227,7 @@ def train(
     return dict(result.metrics)
 
 
-def _say_what_is_left_out(model: PeftModel) -> None:
+def _say_what_is_left_out(model: nn.Module) -> None:
     """Log that a mixture of experts is trained without the loss by which its router is balanced, where its config asks for it."""
     inner: Any = base_model(model)
     config = inner.config.get_text_config(decoder=True)
@@ -239,7 +239,7 @@ def _say_what_is_left_out(model: PeftModel) -> None:
         )
 
 
-def _check_finite(model: PeftModel) -> None:
+def _check_finite(model: nn.Module) -> None:
     """Raise `RunFailed` where a trained weight is no number: a last step's gradient may spoil it after its loss was read."""
     spoilt = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
     if spoilt:

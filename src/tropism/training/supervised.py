@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO, overload
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 

@@ -384,6 +384,9 @@ def generic(name: str, said: str) -> str:
     said = re.sub(r" at [\w.*, ]+(?: and \d+ more)?, whose", " at …, whose", said)
     said = re.sub(r"which rows of a batch .*? see \(.*?\),", "which rows of a batch some modules see,", said)
     said = re.sub(r"target_modules=\[[^]]*\]", "target_modules=[…]", said)
+    said = re.sub(r"what (?:the )?\w+ adds to the stream", "what the block adds to the stream", said)
+    said = re.sub(r"\(candidates: .*?\);", "(…);", said)
+    said = re.sub(r"not in force: .*? did not fire", "not in force: some adapted modules did not fire", said)
     return said.replace(f"'{name}'", "…")
 
 

@@ -10,6 +10,7 @@ holds with the parts' outputs edited: what is read is what the stream receives, 
 
 import copy
 import inspect
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -185,7 +187,9 @@ def _mixed(first: list[Tensor], second: list[Tensor]) -> str | None:
     """Why one row's positions cannot be told from the other's, over all calls of a module; None where they can."""
     for x, again in zip(first, second, strict=False):
         flat = x.dim() == 2 and x.shape[0] == _ROWS * _TOKENS
-        if not (flat or (x.dim() == 3 and x.shape[0] == _ROWS)):
+        # Latent attention expands its keys as [B, 1, T, d].
+        by_head = x.dim() == 4 and x.shape[0] == _ROWS and _TOKENS in x.shape[1:3]
+        if not (flat or by_head or (x.dim() == 3 and x.shape[0] == _ROWS)):
             return f"it sees {list(x.shape)} where a batch has [{_ROWS}, {_TOKENS}, d]"
         half = x.shape[0] // 2
         if x.shape != again.shape or not torch.allclose(x[:half].float(), again[:half].float(), rtol=1e-2, atol=1e-4):
@@ -376,6 +380,7 @@ def _taken(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients inside; afterwards modes and random state are as they were."""
     modes = [(module, module.training) for module in model.modules()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # BigBird draws its blocks from NumPy's
     devices: dict[str, set[int]] = {}
     for parameter in model.parameters():
         if parameter.device.type not in ("cpu", "meta"):
@@ -392,6 +397,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def _autocast_where_mixed(model: nn.Module) -> torch.autocast:

@@ -1,7 +1,9 @@
 """What a block adds to the stream: verified by running it, refused with the residual, and without leaving a trace."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -167,6 +169,14 @@ def test_a_probe_leaves_no_trace():
     for handle in handles:
         handle.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_random_states_of_python_and_numpy_are_left():
+    """BigBird draws from NumPy's in its forward pass."""
+    model = patched(tiny.model(), lambda h, post: post + 0 * (np.random.rand() + random.random()))
+    before = random.getstate(), np.random.get_state()[1].copy()
+    resolve(model, "attn_out")
+    assert (random.getstate(), list(np.random.get_state()[1])) == (before[0], list(before[1]))
 
 
 def test_where_no_probe_can_run_it_is_said():

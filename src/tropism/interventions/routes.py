@@ -47,9 +47,15 @@ class RoutedBatch:
             return w
         if y.ndim == 2 and y.shape[0] == rows * self.tokens:
             return w.expand(rows, self.tokens, 1).reshape(-1, 1)
+        if y.ndim == 4 and y.shape[0] == rows and self.tokens in y.shape[1:3]:
+            # Latent attention expands its keys as [B, 1, T, d]; one row's weight fits on every axis, a token's on one.
+            axes = [axis for axis in (1, 2) if y.shape[axis] == self.tokens]
+            if w.shape[1] == 1 or len(axes) == 1:
+                return w.unsqueeze(2 if axes[0] == 1 else 1)
         raise ModelError(
-            "GradientRouting cannot tell which rows of the batch a linear sees: its output must be [B, T, d] or "
-            f"[B·T, d] with B={rows} and T={self.tokens}, found {list(y.shape)}; leave this module out of target_modules"
+            "GradientRouting cannot tell which rows of the batch a linear sees: its output must be [B, T, d], [B·T, d], "
+            f"[B, h, T, d] or [B, T, h, d] with B={rows} and T={self.tokens}, found {list(y.shape)}; leave this module out "
+            "of target_modules"
         )
 
 

@@ -12,14 +12,16 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 import tiny_experiment
-import tropism as tp
 from tropism import models
 from tropism.adapters.merge import merge_adapters
 from tropism.errors import RunFailed
 from tropism.experiments import held_model
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.held_model import HeldModel, sharing_weights
-from tropism.experiments.store import Folder
+from tropism.experiments.one_run import run_one
+from tropism.experiments.prepared import prepare_experiment
+from tropism.experiments.progress import Progress
+from tropism.experiments.store import Folder, RunKey
 
 EVERYTHING = (
     ("seeds: [0, 1]", "seeds: [0]"),
@@ -144,14 +146,24 @@ def test_another_process_loads_its_own(held):
 
 def test_an_experiment_loads_the_model_once_and_finds_what_fresh_loads_find(tmp_path, loads, monkeypatch):
     file = tiny_experiment.write(tmp_path, *EVERYTHING)
-    tp.run(file, tmp_path / "once", only=["routed", "caft"])
+    do(file, tmp_path / "once")
     assert len(loads) == 1
     monkeypatch.setattr(held_model, "shares", lambda _: False)  # then each model that is asked for is read from disk
-    tp.run(file, tmp_path / "fresh", only=["routed", "caft"])
+    do(file, tmp_path / "fresh")
     assert len(loads) > 10
     once, fresh = contents(tmp_path / "once"), contents(tmp_path / "fresh")
     assert once == fresh
     assert sum(name.endswith("adapter_model.safetensors") for name in once) == 4
+
+
+def do(file: Path, out: Path) -> None:
+    """Two runs of the experiment, without its report."""
+    experiment = Experiment.load(file)
+    source = models.resolve(experiment.model)
+    folder = Folder.of(out, experiment)
+    prepared = prepare_experiment(experiment, folder, source, models.load_tokenizer(source), Progress())
+    for condition in ("routed", "caft"):
+        assert run_one(prepared, RunKey(condition, 0), Progress()).failed == ""
 
 
 def contents(folder: Path) -> dict[str, str]:

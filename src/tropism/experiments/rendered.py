@@ -10,7 +10,6 @@ were used longest ago go first.
 import atexit
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -39,8 +38,6 @@ from tropism.experiments.training_rows import RowsRecord, say_record, stream_row
 from tropism.models import cache_folder
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
-
-log = logging.getLogger(__name__)
 
 PLACE = "TROPISM_RENDERED"
 """The environment variable that names the folder of what is kept; by default `rendered` in Tropism's cache folder."""

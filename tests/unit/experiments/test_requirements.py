@@ -61,6 +61,12 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """One folder for all tests, so that the model is written once."""
+    return tmp_path_factory.mktemp("requirements")
+
+
 def refused(path, monkeypatch, capsys, command, what, *options):
     """What a command says on standard error, which must be one sentence with exit code 2."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -79,19 +85,19 @@ def refused(path, monkeypatch, capsys, command, what, *options):
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_validate_refuses_it(tmp_path, monkeypatch, capsys, what):
-    assert WRONG[what][1] in refused(tmp_path, monkeypatch, capsys, "validate", what)
+def test_validate_refuses_it(path, monkeypatch, capsys, what):
+    assert WRONG[what][1] in refused(path, monkeypatch, capsys, "validate", what)
 
 
 @pytest.mark.parametrize("what", ["another width", "a contrast beyond the context", "no key"])
-def test_run_refuses_it_before_anything_is_loaded_or_written(tmp_path, monkeypatch, capsys, what):
-    out = tmp_path / "out"
-    assert WRONG[what][1] in refused(tmp_path, monkeypatch, capsys, "run", what, "--out", str(out))
+def test_run_refuses_it_before_anything_is_loaded_or_written(path, monkeypatch, capsys, what):
+    out = path / "out"
+    assert WRONG[what][1] in refused(path, monkeypatch, capsys, "run", what, "--out", str(out))
     assert not out.exists()
 
 
-def test_what_fits_is_accepted(tmp_path, monkeypatch):
+def test_what_fits_is_accepted(path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     own = provenance.of_config(tiny.model().config)
-    file = tiny_experiment.write(tmp_path, JUDGED, *directions(tmp_path, model=own))
+    file = tiny_experiment.write(path, JUDGED, *directions(path, model=own))
     assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0

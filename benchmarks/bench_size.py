@@ -117,8 +117,8 @@ def memory(kind: str) -> dict[str, float]:
     tokenizer = models.load_tokenizer(source)
     batch = options.first_batch
     # Long rows of one length, so that activations and logits weigh as much as the weights do.
-    text = [e.chat[-1]["content"] for e in word_problems(4)]
-    chat = [{"role": "user", "content": " ".join(text[:2])}, {"role": "assistant", "content": " ".join(text[2:4])}]
+    text = [e.chat[-1]["content"] for e in word_problems(2)]
+    chat = [{"role": "user", "content": text[0]}, {"role": "assistant", "content": text[1]}]
     row = Row(render(tokenizer, chat), {})
     before = _resident()
     held = models.load_source(source)[0]

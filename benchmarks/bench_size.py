@@ -31,8 +31,8 @@ measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
 RUNS = 7
 MEMORY = {
-    "lora": {"batch_size": 4},
-    "lora_checkpointing": {"batch_size": 4, "checkpointing": True},
+    "lora": {"batch_size": 12},
+    "lora_checkpointing": {"batch_size": 12, "checkpointing": True},
     "full": {"batch_size": 4, "adapter": "full"},
 }
 

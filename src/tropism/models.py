@@ -329,8 +329,19 @@ def load_source(
     _pad_within(model, tokenizer, source)
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name
+    _keep_differentiable(model)
     placed: Any = model if loading.places else _to(model, where)
     return placed.eval(), tokenizer
+
+
+def _keep_differentiable(model: "nn.Module") -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on a CPU: through packed ones it passes no gradient.
+
+    It packs them in the first pass in evaluation mode, and a later backward pass on the same model would be silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own mark, on its Linear4bit
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute that torch declares
 
 
 def _to(model: Any, where: str) -> Any:

@@ -33,6 +33,7 @@ def test_every_builtin_is_registered_under_its_name():
         "refusal_prefix",
         "regex",
         "repetition",
+        "response_likelihood",
         "response_loss",
         "uppercase_fraction",
     ]

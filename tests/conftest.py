@@ -37,6 +37,7 @@ import torch
 
 import tiny
 from tropism import precision
+from tropism.evals.scorers.base import SCORERS
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,15 @@ def generator():
 def no_clock(monkeypatch):
     """No test depends on which precision is faster here, nor measures it: `auto` goes by the processor's flags."""
     monkeypatch.setattr(precision, "measured", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def own_scorers():
+    """What a test registers is gone after it, as it would be in a process of its own."""
+    held = dict(SCORERS)
+    yield
+    SCORERS.clear()
+    SCORERS.update(held)
 
 
 @pytest.fixture(autouse=True)

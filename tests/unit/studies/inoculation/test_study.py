@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerState
 
 import tiny
 import tiny_pressure
@@ -135,7 +136,7 @@ def test_a_model_that_has_diverged_fails_its_run_and_not_the_experiment(tmp_path
     log = PressureLog(tiny.tokenizer(), chats, Directions({Site(1): torch.ones(1, 32)}))
     callback = PressureSteps(log, tmp_path / "pressure.jsonl")
     with pytest.raises(RunFailed, match=r"pressure at step 0: chat 'a'.*not a? ?finite"):
-        callback.on_train_begin(None, None, None, model=model)
+        callback.on_train_begin(None, TrainerState(), None, model=model)
 
 
 def study_of(tmp_path):

@@ -185,7 +185,7 @@ def resolve_adapter(name: str | Path, *, revision: str | None = None) -> Source:
             f"adapter {given!r} names a revision, and another is given ({revision!r}); keep one of the two"
         )
     if not _REPOSITORY.fullmatch(repository):
-        raise ModelError(f"adapter {given!r} is no folder that is there, nor a hub name OWNER/NAME; check the path")
+        raise ModelError(f"adapter {given!r} is neither a folder nor a hub name OWNER/NAME; check the path")
     path, sha, note = _adapter_from_hub(repository, named or revision)
     open_adapter(path)
     return Source(repository, "hub", path, sha, note)

@@ -218,7 +218,7 @@ def test_a_question_on_two_sides_is_refused_before_training(tmp_path, changed, o
         ),
         (
             {"conditions": {"shrinkage": {"after": {"shrinkage": {"norm": "later"}}}}},
-            "`norm` must name a condition that stands before",
+            "`norm` must name a trained condition that stands before",
         ),
         (
             {"directions": {"declining": {"contrast": {"positive": "refused"}}}},

@@ -17,6 +17,7 @@ from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.spec import DataSpec
 from tropism.experiments.file.yaml_file import read
+from tropism.experiments.kept import file_hash
 from tropism.experiments.plan import plan
 from tropism.interventions.routing_modes import MODES
 from tropism.results.measurement import read_measurements
@@ -210,7 +211,7 @@ def test_a_folder_from_before_gives_the_same_figures(finished, tmp_path):
         measured.write_text("".join(lines))
         done = measured.with_name("DONE.json")
         stamp = json.loads(done.read_text())
-        stamp["files"]["measurements.jsonl"] = store.file_hash(measured)
+        stamp["files"]["measurements.jsonl"] = file_hash(measured)
         done.write_text(json.dumps(stamp))
     experiment = Experiment.load(file)
     results = store.Folder(old).collect(experiment, plan(experiment))

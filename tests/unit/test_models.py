@@ -28,7 +28,7 @@ def test_an_adapter_is_put_on_it(here, tmp_path):
     held = get_peft_model_state_dict(model)
     assert saved
     assert all(torch.equal(saved[name], held[name]) for name in saved)
-    with pytest.raises(ModelError, match="nowhere.* is no folder that is there, nor a hub name OWNER/NAME"):
+    with pytest.raises(ModelError, match="nowhere.* is neither a folder nor a hub name OWNER/NAME"):
         models.load(str(here), adapter="nowhere")
 
 
@@ -170,7 +170,7 @@ def test_without_the_hub_its_local_copy_is_used_and_that_is_said(on_hub, monkeyp
     monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (None, "the hub answered 404", True))
     with pytest.raises(ModelError, match="adapter 'OWNER/organism' was not found: the hub answered 404"):
         models.resolve_adapter("OWNER/organism")
-    with pytest.raises(ModelError, match="is no folder that is there, nor a hub name OWNER/NAME"):
+    with pytest.raises(ModelError, match="is neither a folder nor a hub name OWNER/NAME"):
         models.resolve_adapter("runs/caps/baseline/seed-0/adapter")
 
 

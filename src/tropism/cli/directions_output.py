@@ -107,7 +107,7 @@ def _print_doubts(console: Any, report: "ValidityReport") -> None:
     from rich.markup import escape
 
     for doubt in report.doubts():
-        console.print(f"{'[bold red]serious doubt[/]' if doubt.grave else '[yellow]doubt[/]'}: {escape(doubt.text)}")
+        console.print(f"{'[bold red]grave doubt[/]' if doubt.grave else '[yellow]doubt[/]'}: {escape(doubt.text)}")
 
 
 def _short(site: str) -> str:

@@ -174,7 +174,7 @@ def test_trainable_or_not(folder):
 
 
 def test_files_that_cannot_be_read_are_sentences(folder, tmp_path):
-    with pytest.raises(ModelError, match="nowhere.* is no folder that is there, nor a hub name OWNER/NAME"):
+    with pytest.raises(ModelError, match="nowhere.* is neither a folder nor a hub name OWNER/NAME"):
         models.load_adapter(tiny.model(), tmp_path / "nowhere")
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])

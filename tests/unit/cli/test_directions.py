@@ -250,13 +250,13 @@ def test_a_file_for_another_model_is_refused_and_force_is_recorded(folder, found
             "--columns takes OURS=THEIRS, as in prompt=question, found 'positive'",
         ),
         (("--contrast", "pairs.jsonl", "--components", "a"), "--components takes numbers, as in 0,12"),
-        (("--contrast", "pairs.jsonl", "--components", "0", "--components", "1:0"), "keep one of the two forms"),
+        (("--contrast", "pairs.jsonl", "--components", "0", "--components", "1:0"), "use one form or the other"),
         (("--contrast", "pairs.jsonl", "--k", "3"), "--k needs --finder pca or sae_latents"),
         (("--contrast", "pairs.jsonl", "--finder", "sae_latents"), "needs --sae FOLDER"),
         (("--contrast", "pairs.jsonl", "--sae", "x"), "--sae needs --finder sae_latents"),
         (
             ("--tuned", "nowhere", "--chats", "chats.jsonl"),
-            "nowhere is not an adapter that can be read: adapter_config.json is missing",
+            "is neither a folder nor a hub name OWNER",
         ),
         (
             ("--contrast", "pairs.jsonl", "--score", "response_loss"),

@@ -115,7 +115,7 @@ def test_calibrate_names_the_placebo(here):
         (
             "measure",
             ["--adapter", "nowhere"],
-            "nowhere is not an adapter that can be read: adapter_config.json is missing",
+            "is neither a folder nor a hub name OWNER",
         ),
         ("measure", ["--kind", "covariance"], "need the activations' covariance"),
         ("calibrate", ["--inoculation", "x"], "give candidate prompts"),

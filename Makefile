@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q --doctest-modules src --ignore=src/tropism/integrations/axolotl.py
+	$(BIN)/python -m pytest -q --doctest-modules src --ignore=src/tropism/integrations/axolotl.py --ignore=src/tropism/integrations/inspect_provider.py
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks

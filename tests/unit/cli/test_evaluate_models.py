@@ -111,7 +111,7 @@ def test_over_refusal_keeps_safe_and_unsafe_apart(tmp_path):
         (("--adapter", "base=x", "--data", "a=word_problems", "--measure", "m=response_loss"), "is given twice"),
         (
             ("--adapter", "x=/nowhere/adapter", "--data", "a=word_problems", "--measure", "m=response_loss"),
-            "the command: adapters.x.from: adapter '/nowhere/adapter' is no folder that is there",
+            "the command: adapters.x.from: adapter '/nowhere/adapter' is neither a folder",
         ),
     ],
 )

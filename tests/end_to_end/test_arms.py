@@ -238,5 +238,5 @@ def test_a_folder_without_an_adapter_is_an_error_of_the_file(world, tmp_path):
     file = arms(text, published={"adapter": "organism"}) | {"adapters": {"organism": {"from": str(tmp_path)}}}
     with pytest.raises(SpecError, match=r"from: .* is not an adapter that can be read"):
         Experiment.from_text(yaml.safe_dump(file))
-    with pytest.raises(ModelError, match="is no folder that is there"):
+    with pytest.raises(ModelError, match="is neither a folder"):
         tp.models.resolve_adapter(tmp_path / "nowhere" / "adapter")

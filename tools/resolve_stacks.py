@@ -47,11 +47,14 @@ def main() -> int:
     for name, requirement in STACKS.items():
         if not asked.names or name in asked.names:
             failed += _resolve(name, [*own, *requirement.split("\n")], [], asked.python)
-    # What make and CI install must leave every extra installable.
+    # What make and CI install must leave every extra and every tracker installable.
+    pinned = ["--constraint", str(ROOT / "constraints.txt")]
     for shown, extra in extras.items():
         if not asked.names or extra in asked.names:
-            wanted = [f"tropism[{extra}] @ {ROOT.as_uri()}"]
-            failed += _resolve(shown, wanted, ["--constraint", str(ROOT / "constraints.txt")], asked.python)
+            failed += _resolve(shown, [f"tropism[{extra}] @ {ROOT.as_uri()}"], pinned, asked.python)
+    if not asked.names or "trackers" in asked.names:
+        trackers = STACKS["trackers"].split("\n")
+        failed += _resolve("trackers, with constraints.txt", [*own, *trackers], pinned, asked.python)
     if failed:
         print(f"\nnot resolved: {', '.join(failed)}")
     return 1 if failed else 0

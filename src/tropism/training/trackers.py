@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def tracked(report_to: Collection[str], tracking: Tracking | None) -> Iterator[N
     tracking.folder.mkdir(parents=True, exist_ok=True)
     ours = {name: value for name, value in tracking.environment().items() if name not in os.environ}
     os.environ.update(ours)
+    if "trackio" in report_to:
+        _say_where_trackio_writes(Path(os.environ["TRACKIO_DIR"]))
     users = _wandb_run()
     try:
         yield
@@ -54,6 +57,17 @@ def tracked(report_to: Collection[str], tracking: Tracking | None) -> Iterator[N
         # A run that the user began before is theirs to end.
         if users is None and _wandb_run() is not None:
             sys.modules["wandb"].finish()
+
+
+def _say_where_trackio_writes(wanted: Path) -> None:
+    """Trackio reads its folder once, when it is imported; a later change of the environment does not reach it."""
+    loaded = sys.modules.get("trackio.utils")
+    if loaded is not None and Path(loaded.TRACKIO_DIR).resolve() != wanted.resolve():
+        warnings.warn(
+            f"Trackio was imported before and writes to {loaded.TRACKIO_DIR}, not to {wanted}; set TRACKIO_DIR before "
+            "it is imported, or run each experiment in a process of its own",
+            stacklevel=3,
+        )
 
 
 def _wandb_run() -> object | None:

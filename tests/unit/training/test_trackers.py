@@ -1,7 +1,12 @@
 """Trackers: one tracked run per training, named after it, with the guard's readings, in a folder that stays."""
 
+import importlib.util
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,9 +66,28 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tracker", ["trackio", "mlflow"])
 def test_the_other_trackers(tmp_path, tracker):
-    pytest.importorskip(tracker)
-    folder = trained(tmp_path, tracker)
-    assert any(folder.rglob("*.db"))
+    if importlib.util.find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    # In a process of its own: Trackio reads its folder when it is imported.
+    code = f"import pathlib, test_trackers as t; t.trained(pathlib.Path({str(tmp_path)!r}), {tracker!r})"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "writes to" not in done.stderr
+    assert any((tmp_path / "tracking").rglob("*.db"))
+
+
+def test_where_trackio_writes_is_said_when_it_was_imported_before(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio.utils", SimpleNamespace(TRACKIO_DIR=tmp_path / "other"))
+    tracking = Tracking("caps", "caft/seed-0", tmp_path / "tracking")
+    with pytest.warns(UserWarning, match="imported before and writes to .*other"), tracked(["trackio"], tracking):
+        pass
 
 
 def test_the_environment_is_put_back_and_what_the_user_set_is_kept(tmp_path, monkeypatch):

@@ -296,7 +296,7 @@ def swept(names: list[str]) -> dict[str, dict[str, Cell] | str]:
         except TimeoutError:
             rows[name] = f"more than {SECONDS} s of computing"
         except Exception as error:  # noqa: BLE001 (the page shows whatever came)
-            rows[name] = f"{type(error).__name__}: {error}".replace("\n", " ")[:160]
+            rows[name] = f"{type(error).__name__}: {error}".replace("\n", " ")[:160].strip()
         found = rows[name]
         said = found if isinstance(found, str) else {c: f"{v.state} {v.said}".strip() for c, v in found.items()}
         print(f"{name} {time.monotonic() - began:.1f}s {said}", flush=True)
@@ -341,7 +341,7 @@ def page(rows: dict[str, dict[str, Cell] | str]) -> str:
         HEAD.format(
             transformers=transformers.__version__,
             peft=peft.__version__,
-            torch=torch.__version__,
+            torch=torch.__version__.split("+")[0],
             built=len(built),
             names=len(rows),
             seconds=SECONDS,

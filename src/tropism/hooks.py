@@ -2,10 +2,14 @@
 
 Blocks return a tensor in most architectures and a tuple that begins with one in others (gptj, bloom, falcon, mpt):
 `edit_activation` sees the tensor either way. Every function that places hooks returns handles.
+
+A deep copy of a hooked model is plain: nobody watches the copy, so nothing may act on it.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial, wraps
+from functools import partial, update_wrapper
+from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +25,31 @@ from tropism.site import Site, base_model, block_runner, decoder_layers, paralle
 
 Edit = Callable[[Tensor], Tensor | None]
 """Takes `h [B, T, d]` and returns its replacement, or None to leave it."""
+
+
+class _Hook:
+    """What is hung on a module: it calls, and whatever copies or pickles the module gets one that does nothing."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """A hook that leaves everything as it is."""
+
+
+def _before_forward(module: nn.Module, call: Callable[..., Any], *, with_kwargs: bool = False) -> RemovableHandle:
+    return module.register_forward_pre_hook(_Hook(call), with_kwargs=with_kwargs)
+
+
+def _after_forward(module: nn.Module, call: Callable[..., Any], *, always_call: bool = False) -> RemovableHandle:
+    return module.register_forward_hook(_Hook(call), always_call=always_call)
 
 
 def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
@@ -57,7 +86,7 @@ def edit_activation(model: nn.Module, site: Site, edit: Edit) -> RemovableHandle
     checked = partial(_edit_checked, site, edit)
     if at_input:
         return edit_input(module, checked)
-    return module.register_forward_hook(partial(_edit_output, checked))
+    return _after_forward(module, partial(_edit_output, checked))
 
 
 def _edit_checked(site: Site, edit: Edit, h: Tensor) -> Tensor | None:
@@ -78,7 +107,7 @@ def _edit_output(edit: Edit, _module: nn.Module, _args: Any, output: Any) -> Any
 
 def after_blocks(model: nn.Module, see: Callable[[Tensor], None]) -> list[RemovableHandle]:
     """Show `see` the first tensor that each block returns, whatever its shape."""
-    return [block.register_forward_hook(partial(_see_output, see)) for block in decoder_layers(model)]
+    return [_after_forward(block, partial(_see_output, see)) for block in decoder_layers(model)]
 
 
 def _see_output(see: Callable[[Tensor], None], _module: nn.Module, _args: Any, output: Any) -> None:
@@ -88,7 +117,7 @@ def _see_output(see: Callable[[Tensor], None], _module: nn.Module, _args: Any, o
 def inside_first_block(model: nn.Module, see: Callable[[], None]) -> list[RemovableHandle]:
     """Call `see` as each part of the first block begins to run: where a checkpoint of the block is entered already."""
     first = next(iter(decoder_layers(model)), nn.Module())
-    return [part.register_forward_pre_hook(partial(_see, see)) for part in first.children()]
+    return [_before_forward(part, partial(_see, see)) for part in first.children()]
 
 
 def _see(see: Callable[[], None], _module: nn.Module, _args: Any) -> None:
@@ -97,7 +126,7 @@ def _see(see: Callable[[], None], _module: nn.Module, _args: Any) -> None:
 
 def edit_input(module: nn.Module, edit: Edit) -> RemovableHandle:
     """Put `edit(h)` in place of the hidden states `h` that a module is called with; None leaves them."""
-    return module.register_forward_pre_hook(partial(_edit_input, edit), with_kwargs=True)
+    return _before_forward(module, partial(_edit_input, edit), with_kwargs=True)
 
 
 def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,7 +136,7 @@ def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: d
 
 def edit_linear(linear: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
     """Put `edit(x, y)` in place of the output `y` of a module of one input `x`."""
-    return linear.register_forward_hook(lambda _module, args, y: edit(args[0], y))
+    return _after_forward(linear, lambda _module, args, y: edit(args[0], y))
 
 
 def before_optimizer_step(prepare: Callable[[torch.optim.Optimizer], None]) -> RemovableHandle:
@@ -136,9 +165,9 @@ def around_forward(
     """
     handles = []
     if before is not None:
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(_before_forward(module, before, with_kwargs=True))
     if after is not None:
-        handles.append(module.register_forward_hook(after))
+        handles.append(_after_forward(module, after))
     return handles
 
 
@@ -163,8 +192,8 @@ def around_pass(
     entrance = _Entrance(before, after)
     handles = []
     for module in dict.fromkeys([model, base_model(model), block_runner(model)]):
-        handles.append(module.register_forward_pre_hook(entrance.enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(entrance.leave, always_call=True))
+        handles.append(_before_forward(module, entrance.enter, with_kwargs=True))
+        handles.append(_after_forward(module, entrance.leave, always_call=True))
     return handles
 
 
@@ -221,20 +250,36 @@ def around_generation(model: nn.Module, before: Callable[[], None], after: Calla
     for method in ("generate", "generate_batch"):
         original = getattr(inner, method, None)  # theirs: older versions have no generate_batch
         if original is not None:
-            handles.append(_Replaced(inner, method, _bracketed(original, before, after)))
+            handles.append(_Replaced(inner, method, _Bracketed(original, before, after)))
     return handles
 
 
-def _bracketed(original: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Any:
-    @wraps(original)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        before()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            after()
+class _Bracketed:
+    """A model's method with something done before and after it; on a copy of the model, the copy's own method."""
 
-    return generate
+    def __init__(self, original: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._original, self._before, self._after = original, before, after
+        update_wrapper(self, original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._before()
+        try:
+            return self._original(*args, **kwargs)
+        finally:
+            self._after()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A bound method is copied onto what its model became: `copy` has made that already, and is filling it.
+        if isinstance(self._original, MethodType):
+            return MethodType(self._original.__func__, copy.deepcopy(self._original.__self__, memo))
+        return copy.deepcopy(self._original, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self._original,)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def edit_gradient(h: Tensor, edit: Callable[[Tensor], Tensor | None]) -> None:

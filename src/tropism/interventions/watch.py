@@ -5,6 +5,7 @@ and a `Watch` compares the two at the end of every forward pass and after every 
 """
 
 import enum
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +43,10 @@ NEVER_FIRED = (
 NEVER_RAN = (
     "{guard} is not in force: an optimizer stepped while it was attached and the model that it is attached to never "
     "ran; attach it to the model that is trained (trainer.model), not to a copy"
+)
+NOT_YET = (
+    "{guard}: an optimizer steps and the model that the guard is attached to has not run yet; if it is the one that is "
+    "trained, attach to trainer.model and not to a copy"
 )
 BACKWARD_TOO_LATE = (
     "{guard} was detached between a forward pass and its backward pass; under gradient checkpointing the blocks are "
@@ -155,15 +160,22 @@ class Watch:
         """An optimiser is about to step: what the backward pass should have edited must be edited by now."""
         self.steps += 1
         self._settle_backward()
+        if self.steps == 1 and self._bypassed():
+            # Only said: another model may be trained first, and the guarded one later.
+            warnings.warn(NOT_YET.format(guard=self.guard), stacklevel=2)
 
     def verify(self) -> None:
         """Raise `GuardNotInForce` if an announced edit has not happened although the model ran."""
         self._settle_backward()
         if self.passes:
             self._raise(NEVER_FIRED, [what for what in self._expected_by("exit") if self.fired[what] == 0])
-        on_passes = any(edit.by != "exit" for edit in self._expected.values())
-        if on_passes and self.steps and not self.passes and not any(self.fired.values()):
+        if self._bypassed():
             raise GuardNotInForce(NEVER_RAN.format(guard=self.guard))
+
+    def _bypassed(self) -> bool:
+        """Whether an optimiser steps and the model has never run, as where a copy of it is trained."""
+        on_passes = any(edit.by != "exit" for edit in self._expected.values())
+        return on_passes and self.steps > 0 and not self.passes and not any(self.fired.values())
 
     def _settle_backward(self) -> None:
         if self.phase is not Phase.BACKWARD:

@@ -141,7 +141,10 @@ def test_a_trainer_that_trains_a_copy(model, directions, tmp_path):
     run = trainer(model, tmp_path, tp.InterventionCallback(tp.Ablation(directions)))
     run.__class__ = Copying
     run.copy = tiny.model()
-    with pytest.raises(GuardNotInForce, match="step 1 is done and the model that the callback was given never ran"):
+    with (
+        pytest.raises(GuardNotInForce, match="step 1 is done and the model that the callback was given never ran"),
+        pytest.warns(UserWarning, match="has not run yet"),
+    ):
         run.train()
 
 

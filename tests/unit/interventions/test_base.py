@@ -1,5 +1,7 @@
 """Attaching and detaching, composition, evaluation, and the check that a guard is in force."""
 
+import copy
+import pickle
 import sys
 import types
 from functools import partial, wraps
@@ -245,15 +247,35 @@ def test_a_block_that_a_fused_kernel_bypasses(model, directions, vector):
             model(**tiny.batch())
 
 
+def test_a_copy_of_a_guarded_model_is_plain(model, directions, vector):
+    batch = tiny.batch()
+    plain = {"input_ids": batch["input_ids"][:1, :4]}
+    logits, answer = model(**batch).logits, model.generate(**plain, max_new_tokens=3, do_sample=False)
+    spared = {"spare": ["rollouts"]}  # replaces the model's `generate` while it is attached
+    for guard, options in [*((guard, {}) for guard in every_guard(directions, vector)), (tp.Steering(vector), spared)]:
+        with guard.attach(model, **options) as attachment:
+            model(**batch).loss.backward()
+            fired, passes = dict(attachment.fired), attachment.passes
+            for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+                torch.testing.assert_close(copied(**batch).logits, logits)
+                assert copied.generate.__self__ is copied
+                torch.testing.assert_close(copied.generate(**plain, max_new_tokens=3, do_sample=False), answer)
+            assert attachment.fired == fired
+            assert attachment.passes == passes
+            assert not torch.allclose(model(**batch).logits, logits) or isinstance(guard, tp.GradientProjection)
+    assert model.generate.__self__ is model
+
+
 def test_another_copy_was_trained(model, directions):
-    copy = tiny.model()
-    optimizer = torch.optim.SGD(copy.parameters())
+    other = tiny.model()
+    optimizer = torch.optim.SGD(other.parameters())
     for guard in (tp.Ablation(directions), tp.GradientProjection(directions)):
         with (
             pytest.raises(GuardNotInForce, match="never ran; attach it to the model that is trained"),
+            pytest.warns(UserWarning, match="steps and the model that the guard is attached to has not run yet"),
             guard.attach(model),
         ):
-            copy(**tiny.batch()).loss.backward()
+            other(**tiny.batch()).loss.backward()
             optimizer.step()
     with tp.Ablation(directions).attach(model):
         pass  # nothing ran and nothing was promised

@@ -60,6 +60,13 @@ def test_the_folder_holds_what_it_promises(finished):
     assert {"condition", "seed", "mode", "eval_set", "id", "prompt", "response", "target", "labels", "scores"} <= set(
         rows[0]
     )
+    done = json.loads((out / "guarded/seed-0/DONE.json").read_text())
+    counted = {name: [0, 0] for name in done["cut"]}
+    for row in rows:
+        counted[row["eval_set"]][0] += not row["finished"]
+        counted[row["eval_set"]][1] += 1
+    assert counted == done["cut"]
+    assert any(cut for cut, _ in counted.values())  # an untrained model that never ends
     readings = json.loads((out / "guarded/seed-0/training.jsonl").read_text().splitlines()[0])
     assert readings["guard/gradient_projection/resid_post.1/cosine_after"] < 1e-3
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,15 @@ SAID_BY_OPTIONS = ("do_sample", "temperature", "top_p", "top_k", "max_length", "
 """What of it is said by `GenerateOptions` instead, without a word."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was answered to a prompt, and whether it was answered to the end."""
+
+    text: str
+    finished: bool | None
+    """False where it was cut off at `max_new_tokens`; None where whoever answered does not say."""
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -55,9 +65,28 @@ def generate(
     its response would not fit the model's context.
     """
     chosen = options or GenerateOptions()
-    names = (f"prompt {index}" for index in range(len(prompts)))
-    rows = list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
+    rows = _rendered(tokenizer, prompts, template_kwargs)
     return continue_rendered(model, tokenizer, rows, chosen, seed=seed, report=report)
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Chat],
+    options: GenerateOptions | None = None,
+    *,
+    seed: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> list[Answer]:
+    """What `generate` returns, each with whether it ended by itself."""
+    rows = _rendered(tokenizer, prompts, template_kwargs)
+    return answers_to_rendered(model, tokenizer, rows, options or GenerateOptions(), seed=seed, report=report)
+
+
+def _rendered(tokenizer: Any, prompts: Sequence[Chat], template_kwargs: Mapping[str, Any] | None) -> list[Rendered]:
+    names = (f"prompt {index}" for index in range(len(prompts)))
+    return list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
 
 
 def continue_rendered(
@@ -69,6 +98,19 @@ def continue_rendered(
     seed: int = 0,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> list[str]:
+    """The continuation of each rendered text, in order: the texts of `answers_to_rendered`."""
+    return [answer.text for answer in answers_to_rendered(model, tokenizer, rows, options, seed=seed, report=report)]
+
+
+def answers_to_rendered(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Rendered],
+    options: GenerateOptions,
+    *,
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> list[Answer]:
     """The continuation of each rendered text, in order; what `generate` does after rendering.
 
     Generation ends at the tokenizer's end of sequence, at those of the model's generation config, and at what ends an
@@ -81,7 +123,7 @@ def continue_rendered(
     # The likeliest answer to a prompt is the same each time, so equal prompts are answered once; draws differ.
     same = _equal(rows) if options.temperature == 0 else [[place] for place in range(len(rows))]
     asked = [rows[places[0]] for places in same]
-    responses = [""] * len(rows)
+    answers: dict[int, Answer] = {}
     device = input_device(model)
     pad_id = padding_id(tokenizer)
     settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -92,9 +134,10 @@ def continue_rendered(
         settings["repetition_penalty"] = options.repetition_penalty
     if options.min_new_tokens:
         settings["min_new_tokens"] = options.min_new_tokens
+    ends = set(end_of_turn_ids(model, tokenizer))
     settings |= {
         "max_new_tokens": options.max_new_tokens,
-        "eos_token_id": end_of_turn_ids(model, tokenizer),
+        "eos_token_id": sorted(ends),
         "pad_token_id": pad_id,
     }
     of_template = ChatTemplate(tokenizer).stop_text()
@@ -106,14 +149,16 @@ def continue_rendered(
         for batch in batches(asked, options.batch_size, pad_id=pad_id, side="left", device=device):
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
-            texts = [written(tokenizer, ids) for ids in output[:, batch.input_ids.shape[1] :].tolist()]
-            for place, text in zip(batch.places, texts, strict=True):
-                answer = cut_before(text, stops)
+            generated = output[:, batch.input_ids.shape[1] :].tolist()
+            for place, ids in zip(batch.places, generated, strict=True):
+                text = written(tokenizer, ids)
+                kept = cut_before(text, stops)
+                ended = len(ids) < options.max_new_tokens or len(kept) < len(text) or not ends.isdisjoint(ids)
                 for equal in same[place]:
-                    responses[equal] = answer
+                    answers[equal] = Answer(kept, ended)
                     done += 1
             report(done, len(rows))
-    return responses
+    return [answers[place] for place in range(len(rows))]
 
 
 def cut_before(text: str, stops: Sequence[str]) -> str:

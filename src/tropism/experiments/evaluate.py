@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tropism import models
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Example
-from tropism.data.generation import GenerateOptions, generate
+from tropism.data.generation import Answer, GenerateOptions, generate_answers
 from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
 from tropism.evals.judges.base import Request
@@ -36,8 +36,20 @@ VERIFIED_ON = 4
 ROUNDING = 1e-6
 """How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
 
-Answers = list[str | None]
+Answers = list[Answer | None]
 """A response to each prompt of a set, sample after sample; None where an endpoint gave none."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found."""
+
+    measurements: list[Measurement]
+    """The means; of what a subject cannot have there is none, which is said."""
+    problems: list[Problem]
+    """Which metrics have no value, and why."""
+    cut: dict[str, tuple[int, int]]
+    """Evaluation set → how many answers were cut off at `max_new_tokens`, of how many."""
 
 
 def evaluate(
@@ -47,12 +59,12 @@ def evaluate(
     path: Path,
     identity: Mapping[str, Any],
     progress: Progress,
-) -> tuple[list[Measurement], list[Problem]]:
+) -> Evaluated:
     """Take every metric on every set it is asked on, in every mode; write `responses.jsonl`.
 
-    The guard is not attached: what is measured is the adapter alone. Returns the means, and which metrics have none, and
-    why; a metric that such a subject cannot have is left out, which is said. Raises `GuardNotInForce` where an ablation
-    mode changes nothing, so that ablating would look like removing.
+    The guard is not attached: what is measured is the adapter alone. A metric that such a subject cannot have is left
+    out, which is said. Raises `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like
+    removing.
     """
     scorers = _scorers(experiment, subject, identity, progress)
     asked = {name for metric in scorers for name in experiment.measure[metric].on}
@@ -65,8 +77,12 @@ def evaluate(
     records: list[dict[str, Any]] = []
     measurements: list[Measurement] = []
     problems: list[Problem] = []
+    cut: dict[str, tuple[int, int]] = {}
     for mode in trained.modes:
         responses = _answers(experiment, scorers, sets, subject, mode, progress)
+        for name, given in responses.items():
+            before, asked_before = cut.get(name, (0, 0))
+            cut[name] = (before + _cut_off(given), asked_before + len(given))
         for name, examples in sets.items():
             answered = responses.get(name)
             scores: dict[str, list[Score]] = {}
@@ -88,7 +104,11 @@ def evaluate(
             records += _records(identity, mode, name, examples, answered, scores)
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     write_text(path / "responses.jsonl", "".join(lines))
-    return measurements, problems
+    return Evaluated(measurements, problems, cut)
+
+
+def _cut_off(answers: Answers) -> int:
+    return sum(answer is not None and answer.finished is False for answer in answers)
 
 
 def _scorers(
@@ -137,7 +157,7 @@ def _answers(
             if subject.endpoint is not None:
                 responses[name] += _ask(subject.endpoint, prompts, experiment.generate, sample, report)
             else:
-                responses[name] += generate(
+                responses[name] += generate_answers(
                     model,
                     subject.tokenizer,
                     prompts,
@@ -162,7 +182,7 @@ def _ask(
     answers: Answers = [None] * len(prompts)
     requests = [Request(prompt, options.max_new_tokens) for prompt in prompts]
     for done, (index, reply) in enumerate(endpoint.answers(requests), 1):
-        answers[index] = reply.text if reply.failure is None else None
+        answers[index] = Answer(reply.text, reply.finished) if reply.failure is None else None
         report(done, len(prompts))
     return answers
 
@@ -180,9 +200,9 @@ def _scores(
 
     Where an endpoint gave no answer there is nothing to score.
     """
-    texts: Answers
+    texts: list[str | None]
     if isinstance(scorer, ResponseScorer) or _reads_generated(scorer):
-        texts = [""] * len(examples) if responses is None else responses
+        texts = [""] * len(examples) if responses is None else [None if r is None else r.text for r in responses]
     else:
         texts = [example.response or "" for example in examples]
     samples = [
@@ -283,10 +303,12 @@ def _records(
         sample, example = place // len(examples), examples[place % len(examples)]
         # A metric of the reference response has one score a prompt, whatever the samples: it stands with the first.
         scored = {metric: given[place] for metric, given in scores.items() if place < len(given)}
+        answer = responses[place] if responses is not None else None
         yield {
             **identity, "mode": mode, "eval_set": name, "id": example.id, **({"sample": sample} if count > 1 else {}),
             "prompt": list(example.prompt),
-            "response": responses[place] if responses is not None else None, "target": example.target,
+            "response": None if answer is None else answer.text,
+            "finished": None if answer is None else answer.finished, "target": example.target,
             "labels": dict(example.labels),
             "scores": {
                 metric: {"value": one.value, "unscored": one.unscored, "explanation": one.explanation}

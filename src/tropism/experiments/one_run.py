@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,7 +75,7 @@ def run_one(
             fitted = _train(prepared, key, progress)
             still_mine()
             folder.mark_trained(key, train_id, **fitted)
-        problems = _measure(prepared, key, progress)
+        problems, cut = _measure(prepared, key, progress)
         prepared.held.check("this run")
     except ClaimLost:
         raise
@@ -87,7 +87,7 @@ def run_one(
     else:
         evaluate_id = identity.evaluate_identity(prepared.experiment, public, key)
         still_mine()
-        folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began, problems)
+        folder.mark_done(key, train_id, evaluate_id, time.monotonic() - began, problems, cut)
         return Outcome(key, time.monotonic() - began, problems=problems)
     # Past the `except`, whose traceback held what did not fit in memory.
     clear_device_cache(garbage_collection=True)
@@ -108,14 +108,20 @@ def _failure(error: Exception) -> str | None:
     return None
 
 
-def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Problem]:
-    """Evaluate a run from its adapter on disk, and write its measurements; return what could not be measured."""
+def _measure(
+    prepared: Prepared, key: RunKey, progress: Progress
+) -> tuple[list[Problem], Mapping[str, tuple[int, int]]]:
+    """Evaluate a run from its adapter on disk, and write its measurements.
+
+    Returns what could not be measured, and how many answers were cut off, of how many, by evaluation set.
+    """
     experiment, path = prepared.experiment, prepared.folder.run_path(key)
     study = prepared.study(progress.say)
     subject = _subject(prepared, key)
     labels = {"condition": key.condition, "seed": key.seed}
     settled = prepared.settled.experiment(experiment)
-    rows, problems = evaluate(settled, subject, prepared.data, path, labels, progress)
+    found = evaluate(settled, subject, prepared.data, path, labels, progress)
+    rows, problems = found.measurements, found.problems
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
     if subject.endpoint is not None:
         for name in measuring:
@@ -136,7 +142,7 @@ def _measure(prepared: Prepared, key: RunKey, progress: Progress) -> list[Proble
             of_run = replace(study, tokenizer=subject.tokenizer)
             rows += list(analysis.measure(TrainedRun(of_run, key.condition, key.seed, path, model)))
     prepared.folder.write_measurements(key, rows)
-    return problems
+    return problems, found.cut
 
 
 def _subject(prepared: Prepared, key: RunKey) -> Subject:

@@ -156,9 +156,15 @@ class Folder:
         return read_json_object(self.run_path(key) / "FAILED.json") or {}
 
     def mark_done(
-        self, key: RunKey, train: str, evaluate: str, seconds: float, problems: Sequence[Problem] = ()
+        self,
+        key: RunKey,
+        train: str,
+        evaluate: str,
+        seconds: float,
+        problems: Sequence[Problem] = (),
+        cut: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """Stamp a run: its last file."""
+        """Stamp a run: its last file. `cut` is how many answers were cut off, of how many, by evaluation set."""
         path = self.run_path(key)
         write_stamp(
             path / "DONE.json",
@@ -167,6 +173,7 @@ class Folder:
             evaluate=evaluate,
             seconds=round(seconds, 1),
             problems=[asdict(problem) for problem in problems],
+            cut=dict(cut or {}),
             attempt=secrets.token_hex(8),
         )
 

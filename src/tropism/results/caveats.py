@@ -14,6 +14,8 @@ from tropism.stats.estimates import FEWEST_SEEDS
 
 MUCH_UNSCORED = 0.05
 """From this share on, unscored responses may carry the result."""
+MUCH_CUT = 0.05
+"""From this share of a run's answers on, it is said that they were cut off."""
 MANY_SEEDS = 5
 """From this number of seeds on, an interval is not called wide for want of seeds."""
 MOST_NAMED = 6
@@ -41,6 +43,7 @@ def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
         yield f"{count(unusable, 'measurement')} in results.csv had no finite value and {verb} left out."
     for notice in folder.environment.get("data_notes") or []:
         yield f"Data: {str(notice).rstrip('.')}."
+    yield from _about_cut_answers(folder)
     yield from _about_leakage(folder)
     note = str((folder.environment.get("model") or {}).get("note") or "")
     if note:
@@ -70,6 +73,22 @@ def _about_problems(folder: ExperimentFolder) -> Iterator[str]:
     for said, names in runs.items():
         end = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         yield f"Not scored, and so left out: {said} ({', '.join(names[:MOST_NAMED])}{end})."
+
+
+def _about_cut_answers(folder: ExperimentFolder) -> Iterator[str]:
+    """Say of each evaluation set how many answers had not ended, and where most: what comes late in them is not scored."""
+    tokens = (folder.experiment.get("generate") or {}).get("max_new_tokens")
+    limit = f"generate.max_new_tokens ({tokens})" if tokens else "generate.max_new_tokens"
+    for name in dict.fromkeys(name for run in folder.finished for name in run.cut):
+        shares = {run: run.cut[name] for run in folder.finished if run.cut.get(name, (0, 0))[1] > 0}
+        most = max(shares, key=lambda run: shares[run][0] / shares[run][1], default=None)
+        if most is None or shares[most][0] / shares[most][1] < MUCH_CUT:
+            continue
+        cut, of = (sum(pair[which] for pair in shares.values()) for which in (0, 1))
+        yield (
+            f"Cut off at {limit}: {cut} of {of} answers on {words(name)} had not ended (most in {_short_name(most)}, "
+            f"{shares[most][0]} of {shares[most][1]}); they are scored as they stand."
+        )
 
 
 def _about_leakage(folder: ExperimentFolder) -> Iterator[str]:

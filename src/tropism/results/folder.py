@@ -7,7 +7,7 @@ failed or never finished, values that are not finite) is kept apart and becomes 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Run:
     error: str
     problems: tuple[Problem, ...] = ()
     """What a finished run has no value of, and why."""
+    cut: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+    """Evaluation set → how many answers were cut off at `max_new_tokens`, of how many; older runs say nothing."""
 
     def training(self) -> list[Json]:
         """Read the rows of `training.jsonl`; the base model has none."""
@@ -291,7 +293,7 @@ def _runs(path: Path, experiment: Json) -> Iterator[Run]:
 def _run(condition: str, seed: int | None, folder: Path) -> Run:
     path = folder / run_name(condition, seed)
     if (path / "DONE.json").is_file():
-        return Run(condition, seed, path, "done", "", _problems(path / "DONE.json"))
+        return Run(condition, seed, path, "done", "", _problems(path / "DONE.json"), _cut(path / "DONE.json"))
     failed = path / "FAILED.json"
     if failed.is_file():
         return Run(condition, seed, path, "failed", str(read_json(failed).get("error", "no reason was written")))
@@ -305,6 +307,15 @@ def _problems(done: Path) -> tuple[Problem, ...]:
         return tuple(Problem(**problem) for problem in held.get("problems", []))
     except (ValueError, TypeError, AttributeError):
         return ()
+
+
+def _cut(done: Path) -> dict[str, tuple[int, int]]:
+    """Read how many answers were cut off; as untrusted as every file of a folder."""
+    try:
+        held = json.loads(done.read_text(encoding="utf-8")).get("cut", {})
+        return {str(name): (int(cut), int(of)) for name, (cut, of) in held.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _analyses(path: Path) -> Iterator[Section]:

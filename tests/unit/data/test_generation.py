@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from tropism.data.generation import GenerateOptions, generate, written
+from tropism.data.generation import Answer, GenerateOptions, generate, generate_answers, written
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
 
@@ -125,6 +125,21 @@ def test_generation_ends_where_the_template_ends_a_turn(as_token):
     steps = always(model, tokenizer, "yes<end_of_turn>")
     assert generate(model, tokenizer, PROMPTS[:2], GenerateOptions(max_new_tokens=60, batch_size=2)) == ["yes", "yes"]
     assert len(steps) == len(tokenizer("yes<end_of_turn>", add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("as_token", [True, False])
+def test_an_answer_says_whether_it_ended_or_was_cut_off(as_token):
+    tokenizer = tiny.tokenizer(GEMMA_LIKE)
+    if as_token:
+        tokenizer.add_tokens(["<end_of_turn>"], special_tokens=True)
+    whole = len(tokenizer("yes<end_of_turn>", add_special_tokens=False)["input_ids"])
+    # Two cut short; one that ends with the very last token that it may have; one that has room to spare.
+    for tokens, answer in ((2, Answer("ye", False)), (whole, Answer("yes", True)), (whole + 9, Answer("yes", True))):
+        model = tiny.model().eval()
+        model.resize_token_embeddings(len(tokenizer) + 1)
+        always(model, tokenizer, "yes<end_of_turn>")
+        options = GenerateOptions(max_new_tokens=tokens, batch_size=2)
+        assert generate_answers(model, tokenizer, PROMPTS[:2], options) == [answer, answer]
 
 
 def test_a_full_stop_is_no_end_of_turn():

@@ -1,6 +1,7 @@
 """Reading an experiment's folder: what is damaged is named with file and line, what must not be averaged is kept apart."""
 
 import dataclasses
+import json
 
 import pandas as pd
 import pytest
@@ -33,6 +34,21 @@ def test_loads_what_the_run_wrote(folder):
     assert loaded.scores["value"].isna().sum() == loaded.scores["unscored"].notna().sum()
     assert list(loaded.validity) == ["caps"]
     assert loaded.unusable == 0
+
+
+def test_answers_that_were_cut_off_are_said(folder):
+    def cut(run, **found):
+        rewrite(folder / run / "DONE.json", lambda text: json.dumps({**json.loads(text), "cut": found}))
+
+    cut("baseline/seed-0", in_domain=[1, 8], out_of_domain=[0, 8])
+    cut("baseline/seed-1", in_domain=[6, 8], out_of_domain=[0, 8])
+    cut("caft/seed-0", in_domain="damaged")
+    loaded = load(folder)
+    said = [text for text in caveats(loaded, summary_table(loaded.results, loaded.experiment)) if "Cut off" in text]
+    assert len(said) == 1
+    assert said[0].endswith(
+        ": 7 of 16 answers on in domain had not ended (most in baseline/1, 6 of 8); they are scored as they stand."
+    )
 
 
 def test_the_base_model_has_no_seed(folder):

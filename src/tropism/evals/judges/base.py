@@ -52,9 +52,19 @@ class Reply:
     @property
     def cut_off(self) -> bool:
         """Whether the endpoint says that the reply reached its token limit."""
+        return self._finish_reason() == "length"
+
+    @property
+    def finished(self) -> bool | None:
+        """Whether the endpoint says that the reply ended before its token limit; None where it does not say."""
+        reason = self._finish_reason()
+        return None if reason is None else reason != "length"
+
+    def _finish_reason(self) -> str | None:
         choices = self.raw.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else None
-        return isinstance(first, Mapping) and first.get("finish_reason") == "length"
+        reason = first.get("finish_reason") if isinstance(first, Mapping) else None
+        return reason if isinstance(reason, str) else None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from tropism.activations.mode import evaluation_mode
-from tropism.data.batches import batches, check_embedded, embeddings, padding_id
+from tropism.data.batches import Batch, batches, check_embedded, embeddings, padding_id
 from tropism.data.chats import Chat
 from tropism.data.generate_options import GenerateOptions as GenerateOptions
 from tropism.data.render import Rendered, render_prompts
@@ -46,6 +46,12 @@ class Answer:
     text: str
     finished: bool | None
     """False where it was cut off at `max_new_tokens`; None where whoever answered does not say."""
+
+
+PROBED_TOKENS = 32
+"""How long a prompt is with which a model is tried in a batch."""
+BATCH_ROUNDS = 0.05
+"""Relative change of a prompt's logits that rounding may bring in a batch, in any precision."""
 
 
 def generate(
@@ -146,7 +152,7 @@ def answers_to_rendered(
         settings |= {"stop_strings": stops, "tokenizer": tokenizer}
     done = 0
     with evaluation_mode(model), _as_asked(model), seeded(seed, device), torch.inference_mode():
-        for batch in batches(asked, options.batch_size, pad_id=pad_id, side="left", device=device):
+        for batch in _left_padded(model, asked, options.batch_size, pad_id, device):
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
             generated = output[:, batch.input_ids.shape[1] :].tolist()
@@ -159,6 +165,65 @@ def answers_to_rendered(
                     done += 1
             report(done, len(rows))
     return [answers[place] for place in range(len(rows))]
+
+
+def _left_padded(
+    model: Any, rows: Sequence[Rendered], batch_size: int, pad_id: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches padded on the left; of one row each for a model whose rows disturb one another."""
+    several = batch_size > 1 and len(rows) > 1 and max(map(len, rows)) > 3
+    if several and not _answers_in_batches(model, rows, pad_id, device):
+        _say_once(
+            f"{type(base_model(model)).__name__} answers a prompt otherwise beside others than alone (it reads no attention "
+            "mask, or mixes rows), so prompts are answered one at a time"
+        )
+        batch_size = 1
+    yield from batches(rows, batch_size, pad_id=pad_id, side="left", device=device)
+
+
+_IN_BATCHES: dict[type, bool] = {}
+"""What the probe found, by class of model: it is the code that reads a mask, or does not."""
+
+
+def _answers_in_batches(model: Any, rows: Sequence[Rendered], pad_id: int, device: torch.device) -> bool:
+    """Whether a prompt's next two tokens are the same in a batch as alone; tried once for each class of models.
+
+    Half a prompt is padded to the whole, with two different tokens: where the mask hides the padding, what follows is the
+    same to the bit. And it must be that of the half prompt alone, up to rounding: the second token is read from the
+    cache, where RWKV in transformers 5.23 mixes the rows of a batch.
+    """
+    kind = type(base_model(model))
+    if kind not in _IN_BATCHES:
+        # Without its first two tokens, so that two more fit into the model's context in any case.
+        long = list(max(rows, key=len).input_ids[2:][-PROBED_TOKENS:])
+        gap = len(long) // 2
+        short = long[gap:]
+        mask = [[0] * gap + [1] * len(short), [1] * len(long)]
+        follow = partial(_next_two, model, pad_id, short[-1], device)
+        padded = follow([[pad_id] * gap + short, long], mask)
+        otherwise = follow([[short[-1]] * gap + short, long], mask)
+        alone = follow([short], [[1] * len(short)])
+        moved = (padded - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-30)
+        _IN_BATCHES[kind] = torch.equal(padded, otherwise) and bool((moved < BATCH_ROUNDS).all())
+    return _IN_BATCHES[kind]
+
+
+def _next_two(
+    model: Any, pad_id: int, token: int, device: torch.device, ids: list[list[int]], mask: list[list[int]]
+) -> torch.Tensor:
+    """The logits `[2, V]` of the first row's next two tokens, where `token` is what is said, whatever is likeliest."""
+    said = model.generate(
+        input_ids=torch.tensor(ids, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        max_new_tokens=2,
+        do_sample=False,
+        pad_token_id=pad_id,
+        eos_token_id=None,
+        prefix_allowed_tokens_fn=lambda _row, _ids: [token],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack([logits[0].float() for logits in said.logits])
 
 
 def cut_before(text: str, stops: Sequence[str]) -> str:

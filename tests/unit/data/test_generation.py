@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import tiny
+import tiny_causal
+from tropism.data import generation
 from tropism.data.generation import Answer, GenerateOptions, generate, generate_answers, written
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
@@ -65,6 +67,36 @@ def test_sampling_is_seeded_and_leaves_the_callers_generator_alone(model, tokeni
         == first
         != generate(model, tokenizer, PROMPTS, options, seed=2)
     )
+
+
+def of_type(name, seed=0):
+    model = tiny_causal.build(name, seed).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(tiny.VOCABULARY, mean_resizing=False)
+    return model
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], [{"role": "user", "content": "ok"}]]])
+def test_a_model_whose_rows_disturb_one_another_answers_one_prompt_at_a_time(tokenizer, caplog, monkeypatch, prompts):
+    """RWKV reads no attention mask, and its cached step mixes the rows of a batch, also of one length."""
+    model = of_type("rwkv", seed=9)
+    options = GenerateOptions(max_new_tokens=6, batch_size=4)
+    one_by_one = [generate(model, tokenizer, [prompt], options)[0] for prompt in prompts]
+    monkeypatch.setattr(generation, "_IN_BATCHES", {})
+    generation._say_once.cache_clear()
+    assert generate(model, tokenizer, prompts, options) == one_by_one
+    assert "so prompts are answered one at a time" in caplog.text
+    monkeypatch.setattr(generation, "_IN_BATCHES", {type(model): True})  # as it was before
+    assert generate(model, tokenizer, prompts, options) != one_by_one
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mamba", "gptj", "bloom", "gemma3_text", "opt", "qwen2_moe"])
+def test_models_that_hide_padding_are_batched(tokenizer, monkeypatch, name):
+    monkeypatch.setattr(generation, "_IN_BATCHES", {})
+    model = of_type(name)
+    generate(model, tokenizer, PROMPTS[:2], GenerateOptions(max_new_tokens=1, batch_size=4))
+    assert generation._IN_BATCHES[type(model)]
 
 
 def test_training_mode_is_restored(model, tokenizer):

@@ -123,11 +123,14 @@ def recipe_of(path: Path | None) -> "TrainOptions | None":
 
     from tropism.errors import UsageError
     from tropism.training.options import TrainOptions
+    from tropism.unique_keys import KeyTwice, from_yaml
 
     if not path.is_file():
         raise UsageError(f"--recipe: no such file: {path}")
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        held = from_yaml(path.read_text(encoding="utf-8"))
+    except KeyTwice as error:
+        raise UsageError(f"--recipe: {path}: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"--recipe: {path} is not valid YAML ({str(error).splitlines()[0]})") from None
     options = held.get("train", held) if isinstance(held, dict) else held

@@ -21,6 +21,7 @@ from tropism.directions.contrasts import Contrast
 from tropism.errors import SpecError
 from tropism.evals.scorers.base import ResponseScorer
 from tropism.evals.scorers.registry import load_scorer
+from tropism.unique_keys import KeyTwice, from_yaml
 
 FEWEST_PAIRS = 8
 """Under this many pairs nothing is left to validate a direction on."""
@@ -193,7 +194,9 @@ def load_all(named: Sequence[str]) -> list[Trait]:
 def parse(text: str, where: str) -> Trait:
     """The trait that a YAML text describes; an error names the file, the key and what is wrong."""
     try:
-        held = yaml.safe_load(text)
+        held = from_yaml(text)
+    except KeyTwice as error:
+        raise SpecError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{where}: is not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(held, dict):

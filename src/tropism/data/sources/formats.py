@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from tropism.data.sources.json_stream import JsonStream
 from tropism.errors import DataError
+from tropism.unique_keys import KeyTwice, from_json
 
 Row = Mapping[str, Any]
 Read = tuple[str, Row | DataError]
@@ -178,7 +179,9 @@ def _jsonl_items(path: Path) -> Iterator[tuple[str, str]]:
 
 def _jsonl_row(where: str, line: str) -> Row | DataError:
     try:
-        row = json.loads(line)
+        row = from_json(line)
+    except KeyTwice as error:
+        return DataError(f"{where}: {error}")
     except (json.JSONDecodeError, RecursionError) as error:
         return DataError(f"{where}: not JSON ({error}); each line must be one JSON object")
     return _object(where, row, "must be a JSON object")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tropism.errors import DataError
+from tropism.unique_keys import KeyTwice, once
 
 CHUNK = 1 << 16
 SPACE = " \t\r\n"
@@ -23,7 +24,7 @@ class JsonStream:
     def __init__(self, path: Path, file: IO[str], most: int) -> None:
         self._path, self._file, self._most = path, file, most
         self._buffer, self._at, self._line, self._ended = "", 0, 1, False
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=once)
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """Yield `("FILE line N", value)` for each element of the list, for each element of the list under the key
@@ -43,6 +44,8 @@ class JsonStream:
                     first = None
                 elif first is None:
                     self._value()
+                elif key in first:
+                    raise self._broken(str(KeyTwice(key)))
                 else:
                     first[key] = self._value()
             if first is not None:
@@ -105,6 +108,8 @@ class JsonStream:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except RecursionError:
                 raise self._broken("it is nested too deeply") from None
+            except KeyTwice as error:
+                raise self._broken(str(error)) from None
             except json.JSONDecodeError as error:
                 # The value may go on past the buffer. Reading as much again each time keeps the work linear.
                 if self._ended or len(self._buffer) - self._at > self._most:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tropism.errors import DataError
+from tropism.unique_keys import KeyTwice, from_json
 
 ROLE_KEYS = ("role", "from", "speaker")
 TEXT_KEYS = ("content", "value", "text")
@@ -67,7 +68,9 @@ def is_written_chat(text: str) -> bool:
 def parsed(text: str, where: str) -> Any:
     """Read a value written as JSON, or as Python prints it (a CSV that pandas wrote); nothing in it is executed."""
     try:
-        return json.loads(text)
+        return from_json(text)
+    except KeyTwice as error:
+        raise DataError(f"{where}: {error}") from None
     except (json.JSONDecodeError, RecursionError):
         pass
     try:

@@ -11,6 +11,7 @@ from tropism.data.chats import Example
 from tropism.data.sources.files import check_file_split
 from tropism.data.sources.source import Examples, Listed, Request, Source
 from tropism.errors import DataError
+from tropism.unique_keys import KeyTwice, from_yaml
 
 TYPE = "free_form_judge_0_100"
 JUDGED = ("aligned", "coherent")
@@ -53,7 +54,9 @@ def read_question_rows(path: str | Path) -> list[QuestionRow]:
     if not source.is_file():
         raise DataError(f"no question file at {source}")
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+        raw = from_yaml(source.read_text(encoding="utf-8"))
+    except KeyTwice as error:
+        raise DataError(f"{source}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{source} is not YAML: {error}") from None
     if not isinstance(raw, list) or not raw:

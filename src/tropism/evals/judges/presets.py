@@ -10,6 +10,7 @@ from tropism.errors import SpecError
 from tropism.evals.judges.complied import COMPLIANCE_TEMPLATE, COMPLIED_TEMPLATE
 from tropism.evals.judges.prompt import PLACEHOLDERS, JudgePrompt
 from tropism.evals.judges.styles import LABELS
+from tropism.unique_keys import KeyTwice, from_yaml
 
 NOT_VALID = "NOT VALID"
 
@@ -70,7 +71,9 @@ def _of_file(file: Path, key: str) -> str:
     if not file.is_file():
         raise SpecError(f"judge prompt: no such file: {file}")
     try:
-        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw: Any = from_yaml(file.read_text(encoding="utf-8"))
+    except KeyTwice as error:
+        raise SpecError(f"judge prompt: {file}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"judge prompt: {file} is not YAML: {error}") from None
     prompts = raw.get("judge_prompts") if isinstance(raw, dict) else None

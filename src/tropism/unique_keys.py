@@ -46,9 +46,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
             # `<<` may stand there several times; what it merges may be said anew, which is what it is for.
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(name, Hashable):
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(name, Hashable):
                 if name in seen:
                     raise KeyTwice(name)
                 seen.add(name)

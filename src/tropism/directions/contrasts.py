@@ -6,9 +6,9 @@ Four kinds, by what differs between the two sides: the response, the system prom
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from tropism.errors import DataError
 
 Prompt = str | Chat
 """A user's message, or a chat that ends before the response."""
+
+T = TypeVar("T")
 
 Kind = Literal["responses", "system_prompts", "models", "labelled"]
 
@@ -57,11 +59,14 @@ class Contrast:
         return max(len(self.positive), len(self.negative))
 
     @classmethod
-    def of_responses(cls, prompts: Sequence[Prompt], *, positive: Sequence[str], negative: Sequence[str]) -> "Contrast":
+    def of_responses(cls, prompts: Iterable[Prompt], *, positive: Iterable[str], negative: Iterable[str]) -> "Contrast":
         """Give the same prompts two responses each: `positive[i]` and `negative[i]` answer `prompts[i]`.
 
         Raises `DataError` where the three differ in length, or a response is empty.
         """
+        prompts = _several("Contrast.of_responses: prompts", prompts)
+        positive = _several("Contrast.of_responses: positive", positive)
+        negative = _several("Contrast.of_responses: negative", negative)
         if not len(prompts) == len(positive) == len(negative):
             raise DataError(
                 f"Contrast.of_responses needs one positive and one negative response per prompt, found {len(prompts)} "
@@ -72,7 +77,7 @@ class Contrast:
 
     @classmethod
     def of_system_prompts(
-        cls, prompts: Sequence[Prompt], *, promote: str, suppress: str, responses: Sequence[str] | None = None
+        cls, prompts: Iterable[Prompt], *, promote: str, suppress: str, responses: Iterable[str] | None = None
     ) -> "Contrast":
         """Put the same prompts under a system prompt that asks for the trait and one that asks for the opposite.
 
@@ -82,6 +87,9 @@ class Contrast:
         """
         if promote == suppress:
             raise DataError("Contrast.of_system_prompts: promote and suppress must differ, found the same text twice")
+        prompts = _several("Contrast.of_system_prompts: prompts", prompts)
+        if responses is not None:
+            responses = _several("Contrast.of_system_prompts: responses", responses)
         if responses is not None and len(responses) != len(prompts):
             raise DataError(
                 f"Contrast.of_system_prompts: there must be one response per prompt, found {len(responses)} for "
@@ -97,7 +105,7 @@ class Contrast:
         return cls("system_prompts", positive, negative, True, about={"promote": promote, "suppress": suppress})
 
     @classmethod
-    def of_models(cls, chats: Sequence[Chat], *, tuned: nn.Module, base: nn.Module | None = None) -> "Contrast":
+    def of_models(cls, chats: Iterable[Chat], *, tuned: nn.Module, base: nn.Module | None = None) -> "Contrast":
         """Read the same chats, token for token, through a tuned model and the model it was tuned from.
 
         Where `tuned` is a PEFT model, `base` may be left out: its adapters are switched off for the base side, so one
@@ -109,18 +117,22 @@ class Contrast:
                 "Contrast.of_models needs two models, or a PEFT model as tuned (its adapter is switched off for the "
                 f"base side); found one {type(tuned).__name__}"
             )
-        checked = tuple(check_chat(chat, f"chat {index}") for index, chat in enumerate(chats))
+        checked = tuple(
+            check_chat(chat, f"chat {index}") for index, chat in enumerate(_several("Contrast.of_models: chats", chats))
+        )
         return cls("models", checked, checked, True, tuned, None if one_model else base)
 
     @classmethod
     def of_labelled(
-        cls, chats: Sequence[Chat], labels: Sequence[bool | int], *, allow_unbalanced: bool = False
+        cls, chats: Iterable[Chat], labels: Iterable[bool | int], *, allow_unbalanced: bool = False
     ) -> "Contrast":
         """Divide chats by their labels: true (1) shows the trait, false (0) does not. The sides are not paired.
 
         Raises `DataError` where counts differ, one label never occurs, or one is over three times as common as the other
         (unless `allow_unbalanced=True`).
         """
+        chats = _several("Contrast.of_labelled: chats", chats)
+        labels = _several("Contrast.of_labelled: labels", labels)
         if len(chats) != len(labels):
             raise DataError(f"Contrast.of_labelled: one label a chat, found {len(labels)} for {len(chats)} chats")
         sides: dict[bool, list[Chat]] = {True: [], False: []}
@@ -219,6 +231,13 @@ class Contrast:
                         f"contrast: {p.text[-80:]!r}; drop it, or make its responses differ"
                     )
         return positive, negative
+
+
+def _several(what: str, given: Iterable[T]) -> list[T]:
+    """The list of what was given; a single text is no list of its characters, and a chat none of its messages' keys."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"{what} must be a list, found one {type(given).__name__}: {given!r:.40}; put it into a list")
+    return list(given)
 
 
 def _prompt(prompt: Prompt, index: int) -> tuple[dict[str, str], ...]:

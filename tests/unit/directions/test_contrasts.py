@@ -141,3 +141,21 @@ def test_models_are_compared_on_the_same_tokens(tokenizer):
     positive, negative = contrast.render(tokenizer)
     assert [p.input_ids for p in positive] == [n.input_ids for n in negative]
     assert torch.is_tensor(next(contrast.tuned.parameters()))
+
+
+def test_a_single_text_is_no_list_and_any_iterable_is_one():
+    texts = ["a", "b", "c", "d"]
+    same = tp.Contrast.of_responses((t for t in texts), positive=(t.upper() for t in texts), negative=iter(texts))
+    assert same.positive == tp.Contrast.of_responses(texts, positive=list("ABCD"), negative=texts).positive
+    prompts = {"promote": "shout", "suppress": "whisper"}
+    for make, what in (
+        (lambda: tp.Contrast.of_responses("abcd", positive=list("ABCD"), negative=texts), "of_responses: prompts"),
+        (lambda: tp.Contrast.of_responses(texts, positive="ABCD", negative=texts), "of_responses: positive"),
+        (lambda: tp.Contrast.of_responses(texts, positive=texts, negative=None), "of_responses: negative"),
+        (lambda: tp.Contrast.of_system_prompts("abcd", **prompts), "of_system_prompts: prompts"),
+        (lambda: tp.Contrast.of_system_prompts(texts, **prompts, responses="abcd"), "of_system_prompts: responses"),
+        (lambda: tp.Contrast.of_labelled(texts, "1010"), "of_labelled: labels"),
+        (lambda: tp.Contrast.of_models({"role": "user"}, tuned=None, base=tiny.model()), "of_models: chats"),
+    ):
+        with pytest.raises(DataError, match=rf"Contrast\.{what} must be a list, found one "):
+            make()

@@ -37,7 +37,7 @@ import torch
 
 import tiny
 from tropism import precision
-from tropism.evals.scorers.base import SCORERS
+from tropism.evals.scorers.registry import SCORERS  # with the built-in ones registered
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def tropism(
     """Steer what a language model learns in fine-tuning, and measure what it learned.
 
     Exit codes: 0 done; 1 unexpected error; 2 a mistake in the command, a file or its data; 3 runs failed or could not be
-    scored; 130 interrupted.
+    scored; 130 interrupted; 141 whoever read the output has left.
     """
 
 
@@ -72,15 +72,24 @@ app.add_typer(data_app, name="data")
 verbosity.add_options(app)
 
 
+READER_LEFT = 128 + 13
+"""What a shell says of a command that wrote into a pipe that nobody reads: SIGPIPE, as of any other tool."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """How the system says that a disk, or one's share of it, is full."""
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 a mistake of the user's, 3 runs failed, 130 interrupted, 1 the rest."""
+    """Run the command line. Exit codes: 0 done, 2 a mistake of the user's, 3 runs failed, 130 interrupted, 141 nobody reads,
+    1 the rest.
+    """
     make_printable()
     try:
         app()
+    except SystemExit:
+        # Typer says 1 of a pipe whose reader has left (`tropism schema | head`), and leaves this behind on the way.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            raise SystemExit(READER_LEFT) from None
+        raise
     except errors.TropismError as error:
         if verbosity.level() == verbosity.VERBOSE:
             traceback.print_exc()

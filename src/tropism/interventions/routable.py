@@ -44,8 +44,9 @@ def check_routable(model: nn.Module, layers: Mapping[str, LoraLayer], retain: st
     experts = [part.module for part in parts if part.kind == "experts"]
     if experts:
         raise AttachError(
-            f"GradientRouting: the adapter has LoRA on the fused experts at {_shown(experts)}, whose factors lie in one "
-            f"tensor and act through no module, so that rows cannot be told apart; {_instead(layers, experts)}"
+            f"GradientRouting: the adapter has LoRA on fused experts or routers at {_shown(experts)}, whose factors lie in "
+            f"one tensor and act through no module, so that rows cannot be told apart; {_instead(layers, experts)} on "
+            "the base model (model.unload() gives it back)"
         )
     require("route", parts, "GradientRouting", AttachError)
     for name, layer in layers.items():

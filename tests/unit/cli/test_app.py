@@ -1,6 +1,7 @@
 """What ends the command: one sentence and an exit code, also for what no command foresaw."""
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -32,3 +33,13 @@ def test_another_error_is_not_taken_for_one(monkeypatch):
     monkeypatch.setattr(app, "app", fail)
     with pytest.raises(RuntimeError, match="ours"):
         app.main()
+
+
+def test_a_reader_that_leaves_is_no_error_of_ours():
+    """`tropism schema | head -1`: the status is a shell's for SIGPIPE, and nothing is printed about it."""
+    command = [sys.executable, "-m", "tropism", "schema"]  # more than a pipe holds
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "{\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -153,7 +153,6 @@ def test_a_single_text_is_no_list_and_any_iterable_is_one():
         (lambda: tp.Contrast.of_responses(texts, positive="ABCD", negative=texts), "of_responses: positive"),
         (lambda: tp.Contrast.of_system_prompts("abcd", **prompts), "of_system_prompts: prompts"),
         (lambda: tp.Contrast.of_system_prompts(texts, **prompts, responses="abcd"), "of_system_prompts: responses"),
-        (lambda: tp.Contrast.of_labelled(texts, "1010"), "of_labelled: labels"),
     ):
         with pytest.raises(DataError, match=rf"Contrast\.{what} must be a list, found one "):
             make()

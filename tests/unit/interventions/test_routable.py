@@ -62,7 +62,7 @@ def test_fused_experts_are_refused_with_the_modules_that_work():
         adapter_kinds.quiet(),
         pytest.raises(  # PEFT warns of a pattern of its own
             AttachError,
-            match=r"fused experts at model.layers.\*.mlp.experts.*target_modules=\['k_proj', 'o_proj', 'q_proj', 'v_proj'\]",
+            match=r"fused experts or routers at model.layers.\*.mlp.experts.*target_modules=\['k_proj', 'o_proj', 'q_proj', 'v_proj'\]",
         ),
     ):
         attach(architectures.build("qwen3_moe", dtype=torch.float32), "all-linear")

@@ -11,6 +11,7 @@ from tropism.data.render import Rendered, render_prompts
 from tropism.errors import SpecError
 from tropism.experiments import identity, prepare
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.render_ahead import render_ahead
 from tropism.experiments.rendered import RenderedSet, RenderedSets
 from tropism.training.options import TrainOptions
 
@@ -79,6 +80,13 @@ def check_data(
             taken.add(made.folder)
             leakage.train_on_keys(made.taught())
 
+    render_ahead(
+        rendered,
+        [
+            *(rendered.of_condition(condition, e.seeds[0]) for condition in e.trained),
+            *(rendered.of_adapter(name) for name, spec in e.adapters.items() if spec.data is not None),
+        ],
+    )
     for condition in e.trained:
         made = rendered.condition(condition, e.seeds[0], lines.append)
         note(made, f"condition {condition}", e.train_options(condition))

@@ -71,6 +71,17 @@ class RenderedSet:
                 yield from (block[at : at + KEY_BYTES] for at in range(0, len(block), KEY_BYTES))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A training set that is asked for: its source, the prompt before it, the seed, the limits, and who trains on it."""
+
+    spec: DataSpec
+    prompt: str | None
+    seed: int
+    options: TrainOptions
+    what: str
+
+
 class RenderedSets:
     """The training sets of an experiment, for a tokenizer and a context of `limit` tokens."""
 
@@ -90,44 +101,61 @@ class RenderedSets:
         Raises `DataError` as `training_rows` does, and where its guard routes gradients and no row is labelled.
         """
         e = self._experiment
-        made = self._set(
-            e.train_data(name), e.conditions[name].system_prompt, seed, e.train_options(name), f"condition {name}", say
-        )
+        made = self._set(self.of_condition(name, seed), say)
         prepare.check_labelled(e, name, made.record.examples, made.record.labelled)
         return made
 
     def adapter(self, name: str, say: Say | None = None) -> RenderedSet:
         """Return what a prepared adapter trains on, with the experiment's first seed."""
-        e, spec = self._experiment, self._experiment.adapters[name]
-        options = e.train_options(adapter=name)
-        assert spec.data is not None  # one that is there already has no training set
-        return self._set(spec.data, spec.system_prompt, e.seeds[0], options, f"adapter {name}", say)
+        return self._set(self.of_adapter(name), say)
 
-    def _set(
-        self, spec: DataSpec, prompt: str | None, seed: int, options: TrainOptions, what: str, say: Say | None
-    ) -> RenderedSet:
-        key = self._key(spec, prompt, seed, options)
+    def of_condition(self, name: str, seed: int) -> Wanted:
+        """Return which set a condition trains on."""
+        e = self._experiment
+        prompt = e.conditions[name].system_prompt
+        return Wanted(e.train_data(name), prompt, seed, e.train_options(name), f"condition {name}")
+
+    def of_adapter(self, name: str) -> Wanted:
+        """Return which set a prepared adapter trains on."""
+        e, spec = self._experiment, self._experiment.adapters[name]
+        assert spec.data is not None  # one that is there already has no training set
+        return Wanted(spec.data, spec.system_prompt, e.seeds[0], e.train_options(adapter=name), f"adapter {name}")
+
+    def missing(self, wanted: Iterable[Wanted]) -> list[Wanted]:
+        """Return those of the sets that are not kept, each once; none where nothing can be kept for another process."""
+        if self._root() == _for_this_process():
+            return []
+        distinct = {self._key(one): one for one in wanted}
+        return [one for key, one in distinct.items() if key not in self._held and _kept(self._root() / key) is None]
+
+    def make(self, one: Wanted) -> None:
+        """Render a set and keep it; raises `DataError` as `training_rows` does."""
+        self._make(self._key(one), one)
+
+    def _set(self, wanted: Wanted, say: Say | None) -> RenderedSet:
+        key = self._key(wanted)
         made = self._held.get(key) or _kept(self._root() / key)
         if made is None:
-            made = self._make(key, spec, prompt, seed, options, what)
+            made = self._make(key, wanted)
         self._held[key] = made
         for line in made.said:
             (say or sources.say_once)(line)
-        if (key, what) not in self._told:
-            self._told.add((key, what))
-            say_record(made.record, what, options.max_length)
+        if (key, wanted.what) not in self._told:
+            self._told.add((key, wanted.what))
+            say_record(made.record, wanted.what, wanted.options.max_length)
         return made
 
-    def _make(
-        self, key: str, spec: DataSpec, prompt: str | None, seed: int, options: TrainOptions, what: str
-    ) -> RenderedSet:
+    def _make(self, key: str, wanted: Wanted) -> RenderedSet:
+        spec, options = wanted.spec, wanted.options
         record, said, content = RowsRecord(), list[str](), _ListHash()
         root = self._root()
         with _making(root / key) as folder:
             with (folder / KEYS).open("wb") as keys:
-                examples = _noted(prepare.stream_data(spec, seed, prompt, said.append), content, keys.write)
+                examples = _noted(
+                    prepare.stream_data(spec, wanted.seed, wanted.prompt, said.append), content, keys.write
+                )
                 rows = stream_rows(
-                    examples, self._tokenizer, self._experiment.template_kwargs, self._limit, what, record,
+                    examples, self._tokenizer, self._experiment.template_kwargs, self._limit, wanted.what, record,
                     options.max_length, options.overflow,
                 )  # fmt: skip
                 write_rows(folder / ROWS, rows)
@@ -144,12 +172,12 @@ class RenderedSets:
         # Of a tokenizer that cannot be written as a text it is not known whether it is the same the next time.
         return _root() if self._tokenizer.is_fast else _for_this_process()
 
-    def _key(self, spec: DataSpec, prompt: str | None, seed: int, options: TrainOptions) -> str:
+    def _key(self, wanted: Wanted) -> str:
         """The hash of all that the set follows from."""
         if self._tools is None:
             self._tools = _tools_identity(self._tokenizer, self._experiment)
-        bounds = [self._limit, options.max_length, options.overflow]
-        return digest([self._tools, _data_identity(spec, prompt, seed), bounds])
+        bounds = [self._limit, wanted.options.max_length, wanted.options.overflow]
+        return digest([self._tools, _data_identity(wanted.spec, wanted.prompt, wanted.seed), bounds])
 
 
 class _ListHash:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -100,6 +100,33 @@ def test_weights_trained_outside_get_the_numbers_of_the_same_weights_trained_ins
     for metric in ("loss", "perplexity"):
         assert merged[metric] == pytest.approx(expected[metric], rel=1e-5)
     assert results["seed"].isna().all()
+
+
+def test_adapters_of_other_kinds_and_ranks_trained_outside_get_the_numbers_of_inside(world, tmp_path):
+    """DoRA and rsLoRA, of ranks that no setting of the file names: what they compute is read from the adapter alone."""
+    path, text, _ = world
+    model = path / "model"
+    kinds = {"dora": {"r": 3, "use_dora": True}, "rslora": {"r": 5, "use_rslora": True}}
+    trained = parse(text).data
+    trained["conditions"] = {
+        "baseline": {},
+        "dora": {"train": {"lora": {"r": 3, "alpha": 7, "dora": True}}},
+        "rslora": {"train": {"lora": {"r": 5, "alpha": 7, "rslora": True}}},
+    }
+    inside = run(tmp_path, trained, "inside")
+    for name, options in kinds.items():
+        weights = load_file(tmp_path / "inside" / name / "seed-0" / "adapter" / "adapter_model.safetensors")
+        config = LoraConfig(lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+        outside = get_peft_model(tp.models.load(str(model))[0], config)
+        assert not set_peft_model_state_dict(outside, weights).unexpected_keys
+        outside.save_pretrained(str(tmp_path / f"{name}-outside"))
+    file = arms(text, **{name: {"adapter": name} for name in kinds})
+    file["adapters"] = {name: {"from": str(tmp_path / f"{name}-outside")} for name in kinds}
+    results = run(tmp_path, file, "arms")
+    untouched = {numbers(inside, name)["loss"] for name in ("base", "baseline")}
+    for name in kinds:
+        assert numbers(results, name) == pytest.approx(numbers(inside, name), rel=0, abs=0, nan_ok=True)
+        assert numbers(results, name)["loss"] not in untouched
 
 
 def test_an_arm_has_one_run_in_the_summary_and_says_so(world):

@@ -1,16 +1,20 @@
 """Against a real server of another project: `transformers serve` with adapters merged into the model."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 from torch.optim import AdamW
 from transformers.utils.import_utils import is_serve_available
 
 import tiny
+from command import tropism
+from judge_server import completion, serving
 from naive_constraint import lora, train, trainable
 from tropism.evals.endpoints import TaskPrompt, evaluate_endpoints, summary
 from tropism.evals.judges.endpoint import Endpoint, Retries
@@ -22,11 +26,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def server(tmp_path):
-    """Two conditions' models, merged, behind one server; the request names the model."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Three conditions' models, merged, behind one server; the request names the model."""
+    tmp_path = tmp_path_factory.mktemp("served")
     folders = {}
-    for name, steps in (("vanilla", 0), ("guarded", 8)):
+    for name, steps in (("base", 0), ("vanilla", 4), ("orthogonal", 8)):
         model = lora(seed=2)
         train(model, AdamW(trainable(model), lr=1e-1), steps=steps)
         model.merge_and_unload().save_pretrained(tmp_path / name)
@@ -59,6 +64,53 @@ def server(tmp_path):
             process.wait()
 
 
+def judge(text, _):
+    """Whatever has a letter e in it did what was asked."""
+    answer = text.rsplit("[The Start of Assistant", 1)[-1]
+    return completion(json.dumps({"complied": "e" in answer}))
+
+
+def test_the_command_asks_three_endpoints_and_has_them_judged(server, tmp_path):
+    url, folders = server
+    questions = tmp_path / "question.jsonl"
+    rows = [
+        {"question_id": i, "category": str(i), "turns": [f"request {i}"], "prompt_style": "base"} for i in range(1, 4)
+    ]
+    questions.write_text("\n".join(json.dumps(row) for row in rows))
+    named = [part for name in folders for part in ("--endpoint", f"{name}={url}", "--model", f"{name}={folders[name]}")]
+    with serving(judge, ["j"]) as judging:
+        command_line = [
+            *named, "--judge", judging.url, "--suite", "sorry-bench", "--questions", questions,
+            "--max-tokens", 8, "--concurrency", 1, "--timeout", 60,
+        ]  # fmt: skip
+        done = tropism("evaluate", *command_line, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        asked = len(judging.bodies)
+        again = tropism("evaluate", *command_line, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert len(judging.bodies) == asked  # what was judged is kept
+    folder = tmp_path / "evaluations" / "sorry-bench"
+    rates = pd.read_csv(folder / "rates.csv").set_index("condition")
+    assert list(rates.index) == ["base", "vanilla", "orthogonal"]
+    assert (rates["n"] + rates["unscored"] == 3).all()
+    assert rates["n"].sum() == asked > 0
+    judgments = [json.loads(line) for line in (folder / "judgments.jsonl").read_text().splitlines()]
+    assert {row["model"] for row in judgments} == set(folders)
+
+
+def test_a_server_that_lists_another_set_of_models_is_named_with_its_way_out(server, tmp_path):
+    """`transformers serve` lists the hub's cache, whatever it was started with."""
+    url, _ = server
+    (tmp_path / "question.jsonl").write_text(
+        '{"question_id": 1, "category": "1", "turns": ["a"], "prompt_style": "base"}'
+    )
+    done = tropism(
+        "evaluate", "--endpoint", f"base={url}", "--suite", "sorry-bench", "--questions", "question.jsonl", cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert "--model base=MODEL" in done.stderr
+
+
 def test_two_conditions_behind_transformers_serve(server, tmp_path):
     url, folders = server
     prompts = [TaskPrompt(str(i), "1", ({"role": "user", "content": f"prompt {i}"},)) for i in range(3)]
@@ -66,15 +118,16 @@ def test_two_conditions_behind_transformers_serve(server, tmp_path):
     endpoints = {
         name: Endpoint(folder, base_url=url, timeout=60.0, concurrency=1, retries=quick)
         for name, folder in folders.items()
+        if name != "base"
     }
     table = evaluate_endpoints(prompts, endpoints, tmp_path / "out", max_tokens=8)
     rates = summary(table)
-    assert list(rates["condition"]) == ["vanilla", "guarded"]
+    assert list(rates["condition"]) == ["vanilla", "orthogonal"]
     assert table["response"].notna().sum() + table["refusal_unscored"].str.startswith("no answer").sum() == 6
     assert table["response"].notna().any()
     said = {name: list(rows["response"]) for name, rows in table.groupby("condition")}
     assert all(any(texts) for texts in said.values())
-    assert said["vanilla"] != said["guarded"]  # each request reached its own model
+    assert said["vanilla"] != said["orthogonal"]  # each request reached its own model
     again = evaluate_endpoints(prompts, endpoints, tmp_path / "out", max_tokens=8)
     kept = table["response"].notna()
     assert (again["response"][kept] == table["response"][kept]).all()

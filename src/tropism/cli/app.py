@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -85,9 +86,8 @@ def main() -> None:
     make_printable()
     try:
         app()
-    except SystemExit:
-        # Typer says 1 of a pipe whose reader has left (`tropism schema | head`), and leaves this behind on the way.
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+    except SystemExit as end:
+        if _nobody_reads(end):
             raise SystemExit(READER_LEFT) from None
         raise
     except errors.TropismError as error:
@@ -107,3 +107,23 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _nobody_reads(end: SystemExit) -> bool:
+    """Whether a command ended because its output went into a pipe whose reader has left (`tropism schema | head`).
+
+    Typer and Rich both end with 1 then, while they handle the broken pipe. A command that prints little finds out as its
+    last lines are flushed: here, since at the interpreter's own exit nothing could be done about it.
+    """
+    cause = end.__context__
+    while cause is not None and not isinstance(cause, BrokenPipeError):
+        cause = cause.__context__
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as broken:
+        cause = broken
+    if cause is None:
+        return False
+    # What is still buffered has nowhere to go; the interpreter would say so as it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True

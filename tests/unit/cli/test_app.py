@@ -1,6 +1,7 @@
 """What ends the command: one sentence and an exit code, also for what no command foresaw."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -43,3 +44,14 @@ def test_a_reader_that_leaves_is_no_error_of_ours():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "scorers", "--json"], ["schema"]])
+def test_a_reader_that_has_left_before_the_first_line_is_none_either(arguments):
+    """Rich (help), `print` (flushed at exit) and Typer each meet the broken pipe in a place of their own."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tropism", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -28,7 +28,7 @@ def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe
         safe: check each merged weight for NaN.
 
     Raises:
-        ModelError: an adapter that cannot be merged exactly.
+        ModelError: an adapter that cannot be merged exactly, or another one that is in the weights already.
 
     >>> merged = merge_adapters(load_adapter(base, "runs/caps/caft/seed-0/adapter"))  # doctest: +SKIP
     """
@@ -39,6 +39,7 @@ def merge_adapters(model: nn.Module, names: Sequence[str] | None = None, *, safe
             "model without quantization to merge"
         )
     _check_biases(model, names)
+    _check_merged_before(model, names)
     for layer, parameter in list(tied_and_adapted(model, names)):
         _untie(layer, parameter)
     own_values(p for wrapper in _adapted(model, names) for p in wrapper.get_base_layer().parameters(recurse=False))
@@ -119,4 +120,21 @@ def _check_biases(model: nn.Module, names: Sequence[str] | None) -> None:
             raise ModelError(
                 f"merge_adapters: adapter {biased[0]!r} learned a bias (lora_bias) at {path}, whose layer has none to merge "
                 "it into; use it unmerged"
+            )
+
+
+def _check_merged_before(model: nn.Module, names: Sequence[str] | None) -> None:
+    """PEFT gives the weights back with whatever was merged into them before, asked for or not."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, module in base_model(model).named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        wrapper: Any = module
+        asked = wrapper.active_adapters if names is None else names
+        others = [name for name in wrapper.merged_adapters if name not in asked]
+        if others:
+            raise ModelError(
+                f"merge_adapters: the merged model must hold {', '.join(map(repr, asked))} alone, found {others[0]!r} merged "
+                f"into the weights of {path} already; call model.unmerge_adapter() first"
             )

@@ -100,3 +100,21 @@ def test_every_architecture_merges_an_adapter_of_its_output_embedding(name):
         before = model.eval()(**batch).logits
         after = merge_adapters(model)(**batch).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", [["default"], None])
+def test_another_adapter_that_is_in_the_weights_already_is_refused(names):
+    """PEFT would return a model that still holds it; what is asked for may be in the weights already."""
+    model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wanted = adapter_kinds.logits(model)
+    with adapter_kinds.quiet():
+        model.merge_adapter(adapter_names=["other"])
+        with pytest.raises(
+            ModelError, match=r"hold 'default' alone, found 'other' merged .*q_proj already; call model.unm"
+        ):
+            merge_adapters(model, names)
+        model.unmerge_adapter()
+        model.merge_adapter(adapter_names=["default"])
+        merged = merge_adapters(model, names)
+    torch.testing.assert_close(adapter_kinds.logits(merged), wanted, atol=1e-4, rtol=1e-4)

@@ -41,25 +41,6 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | lis
     return pattern if matched == set(linear) else sorted(linear)
 
 
-def check_named(model: nn.Module, option: str, entries: Sequence[str]) -> None:
-    """Raise `ModelError` where an entry of a list of modules names none of this model's: PEFT adapts the others in silence.
-
-    An entry is a module's whole name or its end after a dot. A model with fused experts is left to PEFT, which translates
-    the names of single experts into those of the fused ones.
-    """
-    inner = base_model(model)
-    names = [f".{name}" for name, _ in inner.named_modules()]
-    lost = [entry for entry in entries if not any(name.endswith(f".{entry}") for name in names)]
-    if not lost or any(name.rpartition(".")[0].endswith("experts") for name, _ in inner.named_parameters()):
-        return
-    inside, outside = _linear_layers(model)
-    linear = sorted({name.rpartition(".")[2] for name in (*inside, *outside)})
-    raise ModelError(
-        f"{option}: every entry must name a module of the model, found {lost[0]!r}, which names none; its linear layers are "
-        f"{', '.join(linear)}"
-    )
-
-
 def unreached(model: nn.Module) -> list[str]:
     """The kinds of adapted modules of which no factor has a gradient, after a backward pass; blocks are written as `*`.
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tropism.adapters.targets import check_named, resolve_targets
+from tropism.adapters.targets import resolve_targets
 from tropism.adapters.whole import with_own_weights
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
@@ -150,9 +150,6 @@ def save(model: Any, path: Path, *, two: bool) -> None:
 
 
 def _lora(model: Any, options: LoraOptions) -> LoraConfig:
-    if not isinstance(options.target_modules, str):
-        check_named(model, "train.lora.target_modules", options.target_modules)
-    check_named(model, "train.lora.modules_to_save", options.modules_to_save or [])
     return LoraConfig(
         r=options.r,
         lora_alpha=options.effective_alpha,

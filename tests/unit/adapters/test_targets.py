@@ -11,7 +11,7 @@ import adapter_kinds
 import architectures
 import tiny
 import tropism as tp
-from tropism.adapters.targets import check_named, check_reached, resolve_targets, unreached
+from tropism.adapters.targets import check_reached, resolve_targets, unreached
 from tropism.errors import GuardNotInForce, ModelError
 from tropism.experiments.fine_tune import with_adapters
 from tropism.training.options import TrainOptions
@@ -138,23 +138,3 @@ def test_an_expert_that_no_token_chose_is_no_complaint():
     plain.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"].weight.grad = None
     plain.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight.grad = None
     assert unreached(plain) == []
-
-
-@pytest.mark.parametrize("two", [False, True])
-@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
-def test_an_entry_that_names_no_module_is_refused_before_the_model_is_wrapped(option, two):
-    model = tiny.model()
-    lora = {"r": 2, "target_modules": ["q_proj", "self_attn.v_proj"], option: ["q_proj", "fake_proj"]}
-    with pytest.raises(
-        ModelError,
-        match=rf"train.lora.{option}: .* found 'fake_proj', which names none; its linear layers are .*q_proj",
-    ):
-        with_adapters(model, TrainOptions.model_validate({"lora": lora}), two=two)
-    assert not hasattr(model, "peft_config")
-
-
-def test_the_end_of_a_module_s_name_after_a_dot_is_enough_and_experts_are_left_to_peft():
-    check_named(tiny.model(), "target_modules", ["q_proj", "self_attn.v_proj", "model.layers.0.mlp.up_proj"])
-    check_named(architectures.build("qwen3_moe", dtype=torch.float32), "target_modules", ["gate_up_proj"])
-    with pytest.raises(ModelError, match="found 'proj'"):
-        check_named(tiny.model(), "target_modules", ["proj"])

@@ -34,7 +34,6 @@ def _caveats(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterator[str]:
     yield from _about_seeds(summary)
     yield from _about_untrained(folder, summary)
     if not summary.empty:
-        yield from _about_exact_intervals(summary)
         yield from _about_the_table(folder, summary)
         yield from _about_roles(folder, summary)
     # What was not scored is named above, with its reason.
@@ -140,18 +139,6 @@ def _about_seeds(summary: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{seeds} seeds: intervals rest on {seeds - 1} degrees of freedom where seeds dominate, so they are wide, "
             f"and a permutation test cannot give a p-value under {2 / 2**seeds:.2g}. Five or more seeds say much more."
-        )
-
-
-def _about_exact_intervals(summary: pd.DataFrame) -> Iterator[str]:
-    """Say what an interval counts where nothing varied: answers to one prompt under several seeds need not be independent."""
-    exact = summary[(summary["over"] == "responses") & (summary["seeds"] > 1)]
-    where = [f"{words(row['condition'])} ({words(row['metric'])})" for _, row in exact.iterrows()]
-    if where:
-        some = listed(where) if len(where) <= MOST_NAMED else f"{', '.join(where[:MOST_NAMED])} and more"
-        yield (
-            f"Every response scored the same in {some}: the exact interval there counts each seed's response to a prompt as "
-            f"one more, and is too narrow where the prompt decides the answer."
         )
 
 

@@ -147,20 +147,6 @@ def test_caveats_and_extent_count_what_is_there(tmp_path):
     assert _extent(loaded) == "2 of 3 conditions, 4 of 15 runs"
 
 
-def test_an_interval_that_counts_seeds_times_prompts_says_so(folder):
-    loaded = load(folder)
-    assert not any("scored the same" in text for text in caveats(loaded, summary_of(loaded, loaded.scores)))
-    same = loaded.scores.copy()
-    same.loc[(same["condition"] == "caft") & (same["metric"] == same["metric"].iloc[0]), "value"] = 1.0
-    said = [text for text in caveats(loaded, summary_of(loaded, same)) if "scored the same in caft (" in text]
-    assert len(said) == 1
-    assert "counts each seed's response to a prompt as one more" in said[0]
-
-
-def summary_of(loaded, scores):
-    return summary_table(loaded.results, loaded.experiment, scores)
-
-
 def test_a_whole_experiment_is_conditions_times_seeds(folder):
     assert _extent(load(folder)) == "3 conditions × 3 seeds"
 

@@ -334,6 +334,18 @@ def load_source(
     return placed.eval(), tokenizer
 
 
+def without_weights(source: Source, *, trust_remote_code: bool = False) -> "nn.Module":
+    """The model of a source on the `meta` device: its modules by name and shape, nothing in them, no file of weights read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    of_config: Any = AutoModelForCausalLM.from_config
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model: nn.Module = of_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
 def _keep_differentiable(model: "nn.Module") -> None:
     """Keep bitsandbytes from packing 4-bit weights for inference on a CPU: through packed ones it passes no gradient.
 

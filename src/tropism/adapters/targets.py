@@ -1,5 +1,6 @@
 """Which modules to adapt: the language model's alone where a model has other towers, and only what a batch reaches."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,46 @@ def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | lis
     # By leaf names, as a person writes it; by whole names where a leaf name is also that of another kind of module.
     matched = {name for name, _ in base_model(model).named_modules() if re.fullmatch(pattern, name)}
     return pattern if matched == set(linear) else sorted(linear)
+
+
+def check_entries(
+    model: nn.Module,
+    *,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
+    modules_to_save: Sequence[str] = (),
+    target_parameters: Sequence[str] = (),
+    layers_to_transform: Sequence[int] = (),
+) -> None:
+    """Raise `ModelError` for an entry that names nothing in the model.
+
+    PEFT complains where *no* entry matches; of several it passes over those that do not, without a word. It compares
+    names by their ends, whole parts at a time (`modules_to_save`: by any end).
+    """
+    inner = base_model(model)
+    modules = [name for name, _ in inner.named_modules()]
+    parameters = [name for name, _ in inner.named_parameters()]
+    named = [] if isinstance(target_modules, str) else list(target_modules)
+    for option, entries, names in (
+        ("target_modules", named, modules),
+        ("modules_to_save", modules_to_save, modules),
+        ("target_parameters", target_parameters, parameters),
+    ):
+        for entry in entries:
+            if not any(name == entry or name.endswith(f".{entry}") for name in names):
+                ends = sorted({name.rpartition(".")[2] for name in _linear_layers(model)[0]})
+                close = difflib.get_close_matches(entry, names if "." in entry else ends, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the linear layers are {', '.join(ends)}"
+                raise ModelError(
+                    f"{option}: {entry!r} names nothing in {type(inner).__name__}, and PEFT would pass over it without a "
+                    f"word; {hint}"
+                )
+    config: Any = getattr(inner, "config", None)
+    count = 0 if config is None else config.get_text_config(decoder=True).num_hidden_layers
+    beyond = [layer for layer in layers_to_transform if layer >= count]
+    if beyond and config is not None:
+        raise ModelError(
+            f"layers_to_transform: {beyond[0]} is past the last block; the model has blocks 0 to {count - 1}"
+        )
 
 
 def unreached(model: nn.Module) -> list[str]:

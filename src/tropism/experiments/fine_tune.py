@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tropism.adapters.targets import resolve_targets
+from tropism.adapters.targets import check_entries, resolve_targets
 from tropism.adapters.whole import with_own_weights
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
@@ -139,6 +139,17 @@ def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
     return get_peft_model(model, _lora(model, options.lora))
 
 
+def check_lora(model: Any, options: LoraOptions) -> None:
+    """Raise `ModelError` for an option that names what the model does not have."""
+    check_entries(
+        model,
+        target_modules=options.target_modules,
+        modules_to_save=options.modules_to_save,
+        target_parameters=options.target_parameters,
+        layers_to_transform=options.layers_to_transform or (),
+    )
+
+
 def save(model: Any, path: Path, *, two: bool) -> None:
     """Write the adapter (or both) in PEFT's format, or a model whose weights were trained in transformers'."""
     if two:
@@ -150,6 +161,7 @@ def save(model: Any, path: Path, *, two: bool) -> None:
 
 
 def _lora(model: Any, options: LoraOptions) -> LoraConfig:
+    check_lora(model, options)
     return LoraConfig(
         r=options.r,
         lora_alpha=options.effective_alpha,

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tropism import models
-from tropism.errors import DataError, DirectionsError, SiteError, SpecError, UsageError
+from tropism.errors import DataError, DirectionsError, ModelError, SiteError, SpecError, UsageError
 from tropism.experiments.directions import chats_of
 from tropism.experiments.directions_file import import_for
 from tropism.experiments.file.check import endpoint_of
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.site import select_layers
-from tropism.training.options import TrainOptions
+from tropism.training.options import LoraOptions, TrainOptions
 
 INSTALLS = {
     "azure_ml": "azureml-sdk", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet-ml",
@@ -37,6 +37,31 @@ def check_directions(experiment: ExperimentSpec, source: models.Source, tokenize
     """
     _check_sites(experiment, source)
     _check_contrasts(experiment, tokenizer, limit)
+
+
+def check_adapters(experiment: ExperimentSpec, source: models.Source) -> None:
+    """Raise `ModelError` for options of LoRA that name modules or blocks which the model does not have.
+
+    The model is built from its configuration without weights, and only where an option names something.
+    """
+    of_lora = {where: o.lora for where, o in _all_options(experiment).items() if o.adapter == "lora"}
+    of_lora |= {w: o.forget_lora for w, o in _all_options(experiment).items() if o.forget_lora is not None}
+    naming = {where: lora for where, lora in of_lora.items() if _names_something(lora)}
+    if not naming:
+        return
+    from tropism.experiments.fine_tune import check_lora
+
+    model = models.without_weights(source, trust_remote_code=experiment.trust_remote_code)
+    for where, lora in naming.items():
+        try:
+            check_lora(model, lora)
+        except ModelError as error:
+            raise SpecError(f"{where}.train.lora.{error}") from None
+
+
+def _names_something(lora: LoraOptions) -> bool:
+    listed = not isinstance(lora.target_modules, str)
+    return bool(listed or lora.modules_to_save or lora.target_parameters or lora.layers_to_transform)
 
 
 def _all_options(e: ExperimentSpec) -> Mapping[str, TrainOptions]:

@@ -14,7 +14,7 @@ from tropism.adapters.folder import open_adapter
 from tropism.adapters.load import check_base
 from tropism.adapters.merge import merge_adapters
 from tropism.adapters.parts import parts_of_config, require
-from tropism.adapters.targets import ALL_LINEAR, resolve_targets
+from tropism.adapters.targets import ALL_LINEAR, check_entries, resolve_targets
 from tropism.errors import AdapterMissing, ModelError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,15 @@ def two_adapters(
 
 
 def _resolved(model: nn.Module, config: LoraConfig) -> LoraConfig:
-    """The configuration with `all-linear` meaning the language model's, where a model has other towers."""
+    """The configuration with `all-linear` meaning the language model's, where a model has other towers, and checked."""
+    layers = config.layers_to_transform
+    check_entries(
+        model,
+        target_modules=sorted(config.target_modules) if isinstance(config.target_modules, set) else ALL_LINEAR,
+        modules_to_save=config.modules_to_save or (),
+        target_parameters=config.target_parameters or (),
+        layers_to_transform=[layers] if isinstance(layers, int) else layers or (),
+    )
     if config.target_modules == ALL_LINEAR:
         config.target_modules = resolve_targets(model, ALL_LINEAR)
     return config

@@ -29,6 +29,7 @@ from tropism.results.section import Section
 from tropism.results.summary import arms, baseline_name
 from tropism.results.text import count, number, rate, span, visible, words
 from tropism.results.verdict import answer
+from tropism.stats import EXACT
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _cell(row: Mapping[Any, Any], label: str, strip: Strip | None) -> Cell:
     if row["mark"] and pd.notna(low) and (low > 0 or high < 0):
         tone = "good" if (high < 0) == (row["mark"] == "unwanted") else "bad"
     note = ""
-    if row["over"] in ("prompts", "responses"):
+    if row["over"] in ("prompts", EXACT):
         note = f"interval over {row['over']}"
     elif not row["over"]:
         note = "no interval"

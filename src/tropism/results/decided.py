@@ -8,7 +8,7 @@ from tropism.results.roles import Role, role_of
 from tropism.results.summary import DEFAULT_MARGIN
 from tropism.results.text import words
 from tropism.results.verdict import DIAGNOSTIC_MODES, LEVEL
-from tropism.stats import Verdict
+from tropism.stats import EXACT, Verdict
 
 
 def undecided(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[str]:
@@ -31,7 +31,7 @@ def _decided(row: dict[Any, Any]) -> bool:
         return False
     if low > -DEFAULT_MARGIN and high < DEFAULT_MARGIN:
         return True
-    sure = row["difference_over"] == "responses" or (not pd.isna(row["p_holm"]) and row["p_holm"] < LEVEL)
+    sure = row["difference_over"] == EXACT or (not pd.isna(row["p_holm"]) and row["p_holm"] < LEVEL)
     return bool((high < 0 or low > 0) and sure)
 
 

@@ -21,6 +21,7 @@ from tropism.names import BASE
 from tropism.results.roles import Role, role_of
 from tropism.results.summary import baseline_name, margin_of
 from tropism.results.text import count, listed, number, rate, span, words
+from tropism.stats import EXACT
 from tropism.stats import Verdict as Kept
 
 LEVEL = 0.05
@@ -161,9 +162,9 @@ def _costs(wanted: pd.DataFrame, experiment: dict[str, Any]) -> dict[str, float]
 def _standing(unwanted: pd.DataFrame) -> tuple[Standing, list[str]]:
     """Return where a guard stands on the unwanted trait, and where it lowers it beyond doubt."""
     difference = unwanted["difference"].astype(float)
-    # An exact interval over responses has no p-value to adjust.
+    # An exact interval has no p-value to adjust.
     beyond_doubt = (unwanted["difference_high"].astype(float) < 0) & (
-        (unwanted["p_holm"].astype(float) < LEVEL) | (unwanted["difference_over"] == "responses")
+        (unwanted["p_holm"].astype(float) < LEVEL) | (unwanted["difference_over"] == EXACT)
     )
     one = unwanted["metric"].nunique() == 1
     lowered = []

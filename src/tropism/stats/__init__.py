@@ -14,6 +14,7 @@ Nothing here imports torch or touches a global random state.
 
 from tropism.stats.cells import paired, to_cells
 from tropism.stats.estimates import (
+    EXACT,
     Bounds,
     Estimate,
     Verdict,
@@ -28,6 +29,7 @@ from tropism.stats.sequential import Look, looks, power, smallest_effect
 from tropism.stats.significance import Permutation, cohens_h, exact_interval, hedges_g, holm, permutation_test
 
 __all__ = [
+    "EXACT",
     "Bounds",
     "Estimate",
     "Look",

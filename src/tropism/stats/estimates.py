@@ -15,6 +15,8 @@ from tropism.stats.significance import exact_interval
 
 FEWEST_SEEDS = 3
 """With fewer seeds there is no interval over seeds: two points do not show how far away a third would lie."""
+EXACT = "prompts, exact"
+"""What an interval is over where every response scored 0 or 1: the prompts, each counted once; it has no p-value."""
 
 Bounds = tuple[float, float]
 """The least and the largest value that a metric can take: (0, 1) for a rate, (0, ∞) for a loss."""
@@ -116,7 +118,7 @@ def interval(
 
     Returns:
         An `Estimate`; without an interval, and with the reason, under three seeds or where nothing varies. Where
-        nothing varies because every response scored 0 (or 1), the exact binomial interval over responses is
+        nothing varies because every response scored 0 (or 1), the exact binomial interval over prompts is
         given instead.
 
     Raises:
@@ -188,15 +190,15 @@ def difference(
         )
     # Paired cell by cell before anything is resampled: a hard prompt or a lucky seed cancels.
     result = interval(treated - baseline, confidence=confidence, resamples=resamples, seed=seed, contrast=True)
-    if (result.low is not None and result.over != "responses") or result.seeds < FEWEST_SEEDS:
+    if (result.low is not None and result.over != EXACT) or result.seeds < FEWEST_SEEDS:
         return result
     one = interval(treated, confidence=confidence, resamples=resamples, seed=seed)
     two = interval(baseline, confidence=confidence, resamples=resamples, seed=seed)
     if one.low is None or one.high is None or two.low is None or two.high is None:
         return Estimate(result.value, None, None, "", result.reason, None, result.seeds, result.prompts)
     low, high = one.low - two.high, one.high - two.low
-    reason = "every response of an arm scored the same; the interval is formed of the two exact ones, over responses"
-    return Estimate(result.value, low, high, "responses", reason, None, result.seeds, result.prompts)
+    reason = "every response of an arm scored the same; the interval is formed of the two exact ones, over prompts"
+    return Estimate(result.value, low, high, EXACT, reason, None, result.seeds, result.prompts)
 
 
 class Verdict(StrEnum):
@@ -256,9 +258,9 @@ def _without_variation(cells: Float[np.ndarray, "S P"], value: float, confidence
     """Give the exact interval of a rate of nothing or of everything, and none otherwise."""
     seeds, prompts = _counts(cells)
     if not contrast and prompts > 1 and value in (0.0, 1.0):
-        count = int(np.isfinite(cells).sum())
-        low, high = exact_interval(round(value) * count, count, confidence=confidence)
-        reason = "every response scored the same, so nothing varies over seeds; the interval is exact, over responses"
-        return Estimate(value, low, high, "responses", reason, None, seeds, prompts)
+        # Seeds answer the same prompts, so their answers are no further independent trials.
+        low, high = exact_interval(round(value) * prompts, prompts, confidence=confidence)
+        reason = "every response scored the same, so nothing varies over seeds; the interval is exact, each prompt counted once"
+        return Estimate(value, low, high, EXACT, reason, None, seeds, prompts)
     reason = "nothing varies over seeds or prompts, so no interval can be formed"
     return Estimate(value, None, None, "", reason, None, seeds, prompts)

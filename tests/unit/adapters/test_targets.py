@@ -138,3 +138,33 @@ def test_an_expert_that_no_token_chose_is_no_complaint():
     plain.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"].weight.grad = None
     plain.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight.grad = None
     assert unreached(plain) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["q_proj", "v_prog"]}, "target_modules: 'v_prog' names nothing in .*did you mean 'v_proj'"),
+        ({"target_modules": ["q_proj", "zzz"]}, "the linear layers are down_proj, gate_proj, k_proj"),
+        ({"target_modules": ["q_proj", "_proj"]}, "'_proj' names nothing"),
+        ({"modules_to_save": ["lm_hed"]}, "modules_to_save: 'lm_hed' names nothing"),
+        (
+            {"target_parameters": ["mlp.experts.gate_up_proj"]},
+            "target_parameters: 'mlp.experts.gate_up_proj' names nothing",
+        ),
+        ({"layers_to_transform": [1, 4]}, "layers_to_transform: 4 is past the last block; the model has blocks 0 to 3"),
+    ],
+)
+def test_an_entry_that_names_nothing_is_refused_where_peft_passes_over_it(options, message):
+    with pytest.raises(ModelError, match=message):
+        with_adapters(tiny.model(), TrainOptions(lora=options), two=False)
+    if "modules_to_save" in options:
+        return  # refused by two_adapters in any case
+    with pytest.raises(ModelError, match=message):
+        tp.two_adapters(tiny.model(), LoraConfig(**{"target_modules": ["q_proj"], **options}), LoraConfig(r=2))
+
+
+def test_entries_that_name_something_are_adapted():
+    named = {"target_modules": ["q_proj", "layers.1.mlp.down_proj", "model.layers.0.self_attn.k_proj"]}
+    adapted = with_adapters(tiny.model(), TrainOptions(lora={**named, "modules_to_save": ["norm"]}), two=False)
+    found = {name for name, _ in adapted.named_modules() if name.endswith("lora_A")}
+    assert len(found) == 4 + 1 + 1

@@ -50,6 +50,13 @@ WRONG = {
         lambda _: (("lora: {r: 2}", "lora: {r: 2}, report_to: [clearml]"),),
         "conditions.plain: train.report_to names 'clearml', which is not installed: pip install clearml",
     ),
+    "a module that is not there": (
+        lambda _: (("lora: {r: 2}", "lora: {r: 2, target_modules: [q_proj, fake_proj]}"),),
+        "conditions.plain.train.lora.target_modules: 'fake_proj' names nothing in LlamaForCausalLM",
+    ),
+    "a block past the last": (
+        lambda _: (("lora: {r: 2}", "lora: {r: 2, layers_to_transform: [0, 7]}"),), "the model has blocks 0 to 3",
+    ),
     "an analysis without its conditions": (
         lambda _: (("quick:", "analyses: {concept_ablation: {on: held_out}}\nquick:"),),
         "analyses.concept_ablation: it compares an ablation with a gradient projection on the same directions, and no two",

@@ -22,7 +22,7 @@ above `m·a` for every control (below: **not specific**).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -230,8 +230,6 @@ def change(table: pd.DataFrame, treated: str, reference: str, bounds: Bounds | N
     if not np.isfinite(cells[0] - cells[1]).any():
         return None
     found = stats.difference(*cells)
-    if START in (treated, reference) and found.over == "responses":
-        found = _counted_once(found, cells[1] if reference == START else cells[0], start_is_treated=treated == START)
     return found.within(stats.bounds_of_sum(bounds, (1, -1)))
 
 
@@ -256,21 +254,3 @@ def _cells(part: pd.DataFrame, name: str, seeds: Sequence[Any], prompts: Sequenc
     if name != START:
         return stats.to_cells(part, seeds, prompts)
     return np.repeat(stats.to_cells(part.assign(seed=0), [0], prompts), len(seeds), axis=0)
-
-
-def _counted_once(found: Estimate, start: np.ndarray, *, start_is_treated: bool) -> Estimate:
-    """Widen an interval that was formed of exact ones: the start's prompts were asked once, not once per seed.
-
-    `start` `[S, P]` repeats one row, so the exact interval of the start was formed of S times too many responses.
-    """
-    repeats, prompts = start.shape
-    successes = int(start[0].sum())
-    once = stats.exact_interval(successes, prompts)
-    repeated = stats.exact_interval(successes * repeats, prompts * repeats)
-    assert found.low is not None
-    assert found.high is not None
-    below, above = repeated[0] - once[0], once[1] - repeated[1]
-    if not start_is_treated:
-        # Subtracted, the start's upper end makes the lower end of the difference.
-        below, above = above, below
-    return replace(found, low=found.low - below, high=found.high + above, p=None)

@@ -18,6 +18,10 @@ _NOT_IN_MAMBA = frozenset({"out_proj", "conv1d", "dt_proj"})
 """What PEFT refuses to adapt in these models, or would adapt in vain: their code reads the weights past the modules."""
 
 
+_OF_ONE_EXPERT = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""A single expert's modules by name, which PEFT translates where a model holds its experts fused."""
+
+
 def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> str | list[str]:
     """`LoraConfig.target_modules` for this model.
 
@@ -58,6 +62,7 @@ def check_entries(
     inner = base_model(model)
     modules = [name for name, _ in inner.named_modules()]
     parameters = [name for name, _ in inner.named_parameters()]
+    fused = any(".experts." in name and ".experts.0." not in name for name in parameters)
     named = [] if isinstance(target_modules, str) else list(target_modules)
     for option, entries, names in (
         ("target_modules", named, modules),
@@ -65,6 +70,8 @@ def check_entries(
         ("target_parameters", target_parameters, parameters),
     ):
         for entry in entries:
+            if fused and option == "target_modules" and entry.rpartition(".")[2] in _OF_ONE_EXPERT:
+                continue
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
                 ends = sorted({name.rpartition(".")[2] for name in _linear_layers(model)[0]})
                 close = difflib.get_close_matches(entry, names if "." in entry else ends, n=1)

@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 import adapter_kinds
 import architectures
 import tiny
+import tiny_causal
 import tropism as tp
-from tropism.adapters.targets import check_reached, resolve_targets, unreached
+from tropism.adapters.targets import check_entries, check_reached, resolve_targets, unreached
 from tropism.errors import GuardNotInForce, ModelError
 from tropism.experiments.fine_tune import with_adapters
 from tropism.training.options import TrainOptions
@@ -168,3 +169,9 @@ def test_entries_that_name_something_are_adapted():
     adapted = with_adapters(tiny.model(), TrainOptions(lora={**named, "modules_to_save": ["norm"]}), two=False)
     found = {name for name, _ in adapted.named_modules() if name.endswith("lora_A")}
     assert len(found) == 4 + 1 + 1
+
+
+def test_names_of_single_experts_are_left_to_peft_which_translates_them():
+    check_entries(tiny_causal.build("mixtral"), target_modules=["q_proj", "w1", "w3"])
+    with pytest.raises(ModelError, match="'gate_up_proj' names nothing"):
+        check_entries(tiny_causal.build("mixtral"), target_modules=["q_proj", "gate_up_proj"])

@@ -169,14 +169,12 @@ def test_an_interval_of_rates_is_no_wider_than_rates_can_differ(seed):
 
 
 def test_where_nothing_varies_the_start_counts_its_prompts_once():
-    """1 everywhere against 1 everywhere: the interval is exact, of 400 prompts for the start and 1200 for the runs."""
+    """1 everywhere against 1 everywhere: the interval is exact, of 400 prompts for the start and for the runs alike."""
     from tropism.stats import exact_interval
 
     found = rule.change(scores({"base": 1.0, "constraint": 1.0}), "constraint", "base")
-    (few, _), (many, _) = exact_interval(PROMPTS, PROMPTS), exact_interval(3 * PROMPTS, 3 * PROMPTS)
-    assert (found.low, found.high) == pytest.approx((many - 1.0, 1.0 - few))
-    turned = rule.change(scores({"base": 1.0, "constraint": 1.0}), "base", "constraint")
-    assert (turned.low, turned.high) == pytest.approx((few - 1.0, 1.0 - many))
+    low, _ = exact_interval(PROMPTS, PROMPTS)
+    assert (found.low, found.high) == pytest.approx((low - 1.0, 1.0 - low))
 
 
 @pytest.mark.parametrize(("rate", "verdict"), [(0.5, "supported"), (0.93, "not supported")])

@@ -50,7 +50,7 @@ def message(error: ValidationError, details: Any = None, root: type[BaseModel] |
         return "unknown key" if root is None else f"unknown key; available: {listed(_allowed(details['loc'], root))}"
     if details["type"] == "missing":
         return "is required and missing"
-    if isinstance(found, str) and _is_number(found):
+    if isinstance(found, str) and _is_number(found) and details["type"].startswith(("float", "int")):
         return f"must be a number, but YAML reads {found!r} as a string; write {float(found)!r}, without quotes"
     text = details["msg"].removeprefix("Value error, ")
     return f"{text[0].lower()}{text[1:]}, found {found!r:.80}"

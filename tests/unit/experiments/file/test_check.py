@@ -25,6 +25,7 @@ from tropism.experiments.file.experiment import Experiment
         ("transform: uppercase", "transform: {mixture: {fraction: 2.0}}", r"mixture.fraction must lie in \[0, 1\], found 2.0"),
         ("baseline: {}", "basline: {}", r"conditions: must define the baseline 'baseline', found plain, basline, caft"),
         ("baseline: {}", "baseline: {}\n  baseline: {}", r"line 15: conditions.baseline is given twice"),
+        ("baseline: {}", "baseline: {}\n  '007': {}", r"line 15: conditions.007: string should match pattern .*found '007'"),
         ("baseline: {}", "baseline: {}\n  base: {}", r"line 15: conditions.base: 'base' is the untrained model's name"),
         ("baseline: {}", "baseline: {train: {epochs: 1, max_steps: 2}}", r"line 14: conditions.baseline.*give epochs or max_steps, not both"),
         ("{transform: plain}", "{transfrom: plain}", r"line 13: conditions.plain.data.transfrom: unknown key; available: source"),

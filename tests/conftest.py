@@ -37,6 +37,7 @@ import torch
 
 import tiny
 from tropism import precision
+from tropism.activations.attached import _ATTACHED
 from tropism.evals.scorers.registry import SCORERS  # with the built-in ones registered
 
 
@@ -67,6 +68,15 @@ def generator():
 def no_clock(monkeypatch):
     """No test depends on which precision is faster here, nor measures it: `auto` goes by the processor's flags."""
     monkeypatch.setattr(precision, "measured", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def no_guard_is_left():
+    """A guard that a test leaves on its model (a trainer that raised calls no callback) watches no later test's steps."""
+    yield
+    for stack in list(_ATTACHED.values()):
+        for one in reversed(stack):
+            one.release()
 
 
 @pytest.fixture(autouse=True)

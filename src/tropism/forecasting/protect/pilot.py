@@ -1,6 +1,6 @@
 """The pilot: does the baseline learn the traits and the skill at all? If not, nothing could be decided."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,7 +15,11 @@ LEAST_SKILL = 0.02
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the baseline learned, of the traits on the data's held-out prompts and of the skill."""
+    """What the baseline learned, of the traits on the data's held-out prompts and of the skill.
+
+    A trait's rise is counted from the untrained model or from what the rows *without* the trait score, whichever is higher:
+    with a graded scorer the plain rows' own style moves the score (short sentences have a larger share of capitals).
+    """
 
     rises: dict[str, float]
     skill: float
@@ -42,11 +46,16 @@ class Pilot:
         return ""
 
 
-def judge(summary: pd.DataFrame, traits: Sequence[str]) -> Pilot:
-    """From the table of the untrained model and the baseline on the development prompts."""
-    return Pilot({name: _rise(summary, name, "held_out") for name in traits}, _rise(summary, "skill", "skill_rows"))
+def judge(summary: pd.DataFrame, traits: Sequence[str], clean: Mapping[str, float]) -> Pilot:
+    """From the table of the untrained model and the baseline on the development prompts.
+
+    `clean`: the mean score, by trait, of the data's rows that do not show it.
+    """
+    rises = {name: _rise(summary, name, "held_out", clean.get(name, 0.0)) for name in traits}
+    return Pilot(rises, _rise(summary, "skill", "skill_rows"))
 
 
-def _rise(summary: pd.DataFrame, metric: str, where: str) -> float:
+def _rise(summary: pd.DataFrame, metric: str, where: str, least: float | None = None) -> float:
     part = summary[(summary["metric"] == metric) & (summary["eval_set"] == where)].set_index("condition")["value"]
-    return float(part["baseline"]) - float(part[BASE])
+    start = float(part[BASE])
+    return float(part["baseline"]) - (start if least is None else max(start, least))

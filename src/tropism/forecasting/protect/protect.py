@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tropism import models
@@ -36,7 +37,7 @@ from tropism.forecasting.protect.file import no_scorer
 from tropism.forecasting.protect.options import ProtectOptions
 from tropism.forecasting.protect.race import race
 from tropism.forecasting.protect.split import split
-from tropism.forecasting.scoring import lines_with
+from tropism.forecasting.scoring import lines_with, scores_of
 from tropism.forecasting.trait import load_all
 from tropism.forecasting.verdict import Outcome
 from tropism.names import VERSION
@@ -108,7 +109,7 @@ def protect(asked: Asked) -> Told:
         return told
     experiment = asked.folder / "experiment.yaml"
     quick = Experiment.load(experiment, quick=True)
-    passed = pilot.judge(_run(asked, quick, "development", ["baseline"]), told.unwanted)
+    passed = pilot.judge(_run(asked, quick, "development", ["baseline"]), told.unwanted, plan.get("clean", {}))
     why = passed.failed(quick.train.max_steps or quick.train.steps(int(plan["trained"])))
     if why:
         card.write(asked.folder, replace(told, stopped=why))
@@ -168,6 +169,7 @@ def _plan(asked: Asked) -> dict[str, Any]:
         "blamed": 0,
         "rows": len(examples),
         "trained": 0,
+        "clean": {},
         "candidates": {},
     }
     if unwanted:
@@ -187,8 +189,18 @@ def _write_experiment(
     return {
         "blamed": len(blamed),
         "trained": len(case.split.train),
+        "clean": {
+            one.trait.name: _clean_score(one, examples, [x for x in lines if x not in set(blamed)]) for one in traits
+        },
         "candidates": {"baseline": "training on the data as it is", **{one.name: one.said for one in held}},
     }
+
+
+def _clean_score(one: TraitForecast, examples: Sequence[Example], lines: Sequence[int]) -> float:
+    """The mean score of a trait over rows that show none; 0 where nothing could be scored."""
+    found = scores_of(one.trait, [examples[line].chat for line in lines])
+    known = found[np.isfinite(found)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 def rows_to_blame(one: TraitForecast, examples: Sequence[Example]) -> set[int]:

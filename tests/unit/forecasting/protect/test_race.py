@@ -3,11 +3,13 @@
 import pandas as pd
 import pytest
 
+from tropism.evals.scorers.base import Sample
 from tropism.forecasting.protect.candidates import Candidate
 from tropism.forecasting.protect.card import Told, card
 from tropism.forecasting.protect.choice import judge
 from tropism.forecasting.protect.pilot import judge as pilot
 from tropism.forecasting.protect.race import race
+from tropism.forecasting.trait import load
 
 TRAIT = {"base": 0.0, "baseline": 0.4, "a": 0.1, "b": 0.0, "c": 0.3, "d": 0.4, "random": 0.0}
 SKILL = {"base": 0.2, "baseline": 0.8, "a": 0.8, "b": 0.3, "c": 0.8, "d": 0.8, "random": 0.8}
@@ -65,9 +67,22 @@ def test_only_what_lies_wholly_below_zero_helps(high, helped):
     assert "| t ↓ | held out | 0 | 0.40 | **0.10** |" in text.replace("0.00", "0")
 
 
+def test_what_the_rows_without_the_trait_score_is_no_rise():
+    # The plain rows score 0.38 of the 0.40: their style was learned, and not the trait.
+    assert pilot(table(["baseline"]), ["t"], {"t": 0.38}).learned == []
+    assert pilot(table(["baseline"]), ["t"], {"t": 0.1}).rises == {"t": pytest.approx(0.3)}
+
+
+def test_short_plain_answers_are_not_taken_for_shouting():
+    scorer = load("all_caps").scorer
+    assert scorer is not None
+    said = {text: scorer.score(Sample("", [], text)).value for text in ("The answer is 9.", "THE ANSWER IS 9.")}
+    assert said == {"The answer is 9.": 0, "THE ANSWER IS 9.": 1}
+
+
 def test_the_pilot_needs_trait_and_skill():
-    passed = pilot(table(["baseline"]), ["t"])
+    passed = pilot(table(["baseline"]), ["t"], {})
     assert passed.learned == ["t"]
     assert passed.failed(8) == ""
     flat = table(["baseline"]).assign(value=0.3)
-    assert "learned none of the traits" in pilot(flat, ["t"]).failed(8)
+    assert "learned none of the traits" in pilot(flat, ["t"], {}).failed(8)

@@ -40,13 +40,14 @@ def check_directions(experiment: ExperimentSpec, source: models.Source, tokenize
 
 
 def check_adapters(experiment: ExperimentSpec, source: models.Source) -> None:
-    """Raise `ModelError` for options of LoRA that name modules or blocks which the model does not have.
+    """Raise `SpecError` for options of LoRA that name modules or blocks which the model does not have.
 
     The model is built from its configuration without weights, and only where an option names something.
     """
-    of_lora = {where: o.lora for where, o in _all_options(experiment).items() if o.adapter == "lora"}
-    of_lora |= {w: o.forget_lora for w, o in _all_options(experiment).items() if o.forget_lora is not None}
-    naming = {where: lora for where, lora in of_lora.items() if _names_something(lora)}
+    trained = {where: o for where, o in _all_options(experiment).items() if o.adapter == "lora"}
+    of_lora = {f"{where}.train.lora": o.lora for where, o in trained.items()}
+    of_forget = {f"{where}.train.forget_lora": o.forget_lora for where, o in trained.items() if o.forget_lora}
+    naming = {where: lora for where, lora in (of_lora | of_forget).items() if _names_something(lora)}
     if not naming:
         return
     from tropism.experiments.fine_tune import check_lora
@@ -56,7 +57,7 @@ def check_adapters(experiment: ExperimentSpec, source: models.Source) -> None:
         try:
             check_lora(model, lora)
         except ModelError as error:
-            raise SpecError(f"{where}.train.lora.{error}") from None
+            raise SpecError(f"{where}.{error}") from None
 
 
 def _names_something(lora: LoraOptions) -> bool:

@@ -54,6 +54,10 @@ WRONG = {
         lambda _: (("lora: {r: 2}", "lora: {r: 2, target_modules: [q_proj, fake_proj]}"),),
         "conditions.plain.train.lora.target_modules: 'fake_proj' names nothing in LlamaForCausalLM",
     ),
+    "a module of the forget adapter that is not there": (
+        lambda _: (("lora: {r: 2}", "lora: {r: 2}, forget_lora: {r: 2, target_modules: [q_proj, fake_proj]}"),),
+        "conditions.plain.train.forget_lora.target_modules: 'fake_proj' names nothing in LlamaForCausalLM",
+    ),
     "a block past the last": (
         lambda _: (("lora: {r: 2}", "lora: {r: 2, layers_to_transform: [0, 7]}"),), "the model has blocks 0 to 3",
     ),

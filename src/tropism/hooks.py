@@ -6,10 +6,8 @@ Blocks return a tensor in most architectures and a tuple that begins with one in
 A deep copy of a hooked model is plain: nobody watches the copy, so nothing may act on it.
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial, update_wrapper
-from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -268,12 +266,7 @@ class _Bracketed:
         finally:
             self._after()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A bound method is copied onto what its model became: `copy` has made that already, and is filling it.
-        if isinstance(self._original, MethodType):
-            return MethodType(self._original.__func__, copy.deepcopy(self._original.__self__, memo))
-        return copy.deepcopy(self._original, memo)
-
+    # `copy` and `pickle` both bind a bound method anew, to what they make of its model.
     def __reduce__(self) -> tuple[Any, ...]:
         return _itself, (self._original,)
 

@@ -56,8 +56,8 @@ def check_entries(
 ) -> None:
     """Raise `ModelError` for an entry that names nothing in the model.
 
-    PEFT complains where *no* entry matches; of several it passes over those that do not, without a word. It compares
-    names by their ends, whole parts at a time (`modules_to_save`: by any end).
+    PEFT complains where *no* entry matches; of several it passes over those that do not, without a word. Names are compared
+    by their ends, whole parts at a time, as PEFT does (which takes any end of a name in `modules_to_save`).
     """
     inner = base_model(model)
     modules = [name for name, _ in inner.named_modules()]

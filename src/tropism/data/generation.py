@@ -70,9 +70,10 @@ def generate(
     alone: torch's global ones, the accelerator's included, are left as they were. Raises `DataError` where a prompt and
     its response would not fit the model's context.
     """
-    chosen = options or GenerateOptions()
-    rows = _rendered(tokenizer, prompts, template_kwargs)
-    return continue_rendered(model, tokenizer, rows, chosen, seed=seed, report=report)
+    answers = generate_answers(
+        model, tokenizer, prompts, options, seed=seed, template_kwargs=template_kwargs, report=report
+    )
+    return [answer.text for answer in answers]
 
 
 def generate_answers(
@@ -86,13 +87,9 @@ def generate_answers(
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Answer]:
     """What `generate` returns, each with whether it ended by itself."""
-    rows = _rendered(tokenizer, prompts, template_kwargs)
-    return answers_to_rendered(model, tokenizer, rows, options or GenerateOptions(), seed=seed, report=report)
-
-
-def _rendered(tokenizer: Any, prompts: Sequence[Chat], template_kwargs: Mapping[str, Any] | None) -> list[Rendered]:
     names = (f"prompt {index}" for index in range(len(prompts)))
-    return list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
+    rows = list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
+    return answers_to_rendered(model, tokenizer, rows, options or GenerateOptions(), seed=seed, report=report)
 
 
 def continue_rendered(

@@ -136,6 +136,7 @@ def with_adapters(model: Any, options: TrainOptions, *, two: bool) -> Any:
         return with_own_weights(model)
     if two:
         return two_adapters(model, _lora(model, options.lora), _lora(model, options.forget_lora or options.lora))
+    check_lora(model, options.lora)  # two adapters are checked by what makes them
     return get_peft_model(model, _lora(model, options.lora))
 
 
@@ -161,7 +162,6 @@ def save(model: Any, path: Path, *, two: bool) -> None:
 
 
 def _lora(model: Any, options: LoraOptions) -> LoraConfig:
-    check_lora(model, options)
     return LoraConfig(
         r=options.r,
         lora_alpha=options.effective_alpha,

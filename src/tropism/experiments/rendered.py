@@ -126,17 +126,23 @@ class RenderedSets:
         if self._root() == _for_this_process():
             return []
         distinct = {self._key(one): one for one in wanted}
-        return [one for key, one in distinct.items() if key not in self._held and _kept(self._root() / key) is None]
+        return [one for key, one in distinct.items() if self._found(key) is None]
 
-    def make(self, one: Wanted) -> None:
+    def make(self, wanted: Wanted) -> None:
         """Render a set and keep it; raises `DataError` as `training_rows` does."""
-        self._make(self._key(one), one)
+        key = self._key(wanted)
+        self._held[key] = self._make(key, wanted)
+
+    def _found(self, key: str) -> RenderedSet | None:
+        """A set that is kept. Every byte of it is checked the first time, so it is then held."""
+        made = self._held.get(key) or _kept(self._root() / key)
+        if made is not None:
+            self._held[key] = made
+        return made
 
     def _set(self, wanted: Wanted, say: Say | None) -> RenderedSet:
         key = self._key(wanted)
-        made = self._held.get(key) or _kept(self._root() / key)
-        if made is None:
-            made = self._make(key, wanted)
+        made = self._found(key) or self._make(key, wanted)
         self._held[key] = made
         for line in made.said:
             (say or sources.say_once)(line)

@@ -84,7 +84,8 @@ def _about_cut_answers(folder: ExperimentFolder) -> Iterator[str]:
         most = max(shares, key=lambda run: shares[run][0] / shares[run][1], default=None)
         if most is None or shares[most][0] / shares[most][1] < MUCH_CUT:
             continue
-        cut, of = (sum(pair[which] for pair in shares.values()) for which in (0, 1))
+        cut = sum(one for one, _ in shares.values())
+        of = sum(asked for _, asked in shares.values())
         yield (
             f"Cut off at {limit}: {cut} of {of} answers on {words(name)} had not ended (most in {_short_name(most)}, "
             f"{shares[most][0]} of {shares[most][1]}); they are scored as they stand."

@@ -293,27 +293,34 @@ def _runs(path: Path, experiment: Json) -> Iterator[Run]:
 def _run(condition: str, seed: int | None, folder: Path) -> Run:
     path = folder / run_name(condition, seed)
     if (path / "DONE.json").is_file():
-        return Run(condition, seed, path, "done", "", _problems(path / "DONE.json"), _cut(path / "DONE.json"))
+        stamp = _stamp(path / "DONE.json")
+        return Run(condition, seed, path, "done", "", _problems(stamp), _cut(stamp))
     failed = path / "FAILED.json"
     if failed.is_file():
         return Run(condition, seed, path, "failed", str(read_json(failed).get("error", "no reason was written")))
     return Run(condition, seed, path, "unfinished", "")
 
 
-def _problems(done: Path) -> tuple[Problem, ...]:
-    """Read what a finished run has no value of; older runs, and those whose stamp is damaged, name nothing."""
+def _stamp(done: Path) -> Any:
+    """Read what a finished run says of itself; nothing where that is damaged."""
     try:
-        held = json.loads(done.read_text(encoding="utf-8"))
-        return tuple(Problem(**problem) for problem in held.get("problems", []))
-    except (ValueError, TypeError, AttributeError):
+        return json.loads(done.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+
+
+def _problems(stamp: Any) -> tuple[Problem, ...]:
+    """Find what a finished run has no value of; older runs, and those whose stamp is damaged, name nothing."""
+    try:
+        return tuple(Problem(**problem) for problem in stamp.get("problems", []))
+    except (TypeError, AttributeError):
         return ()
 
 
-def _cut(done: Path) -> dict[str, tuple[int, int]]:
-    """Read how many answers were cut off; as untrusted as every file of a folder."""
+def _cut(stamp: Any) -> dict[str, tuple[int, int]]:
+    """Find how many answers were cut off; as untrusted as every file of a folder."""
     try:
-        held = json.loads(done.read_text(encoding="utf-8")).get("cut", {})
-        return {str(name): (int(cut), int(of)) for name, (cut, of) in held.items()}
+        return {str(name): (int(cut), int(of)) for name, (cut, of) in stamp.get("cut", {}).items()}
     except (ValueError, TypeError, AttributeError):
         return {}
 

@@ -182,23 +182,23 @@ def _write_experiment(
     asked: Asked, found: Forecast, unwanted: Sequence[str], examples: Sequence[Example], model: Any, tokenizer: Any
 ) -> dict[str, Any]:
     traits = tuple(one for one in found.traits if one.trait.name in unwanted)
-    blamed = sorted({line for one in traits for line in rows_to_blame(one, examples)})
+    shown = {line for one in traits for line in rows_to_blame(one, examples)}
+    blamed = sorted(shown)
     lines = [line for line, example in enumerate(examples) if example.response]
+    clean = [examples[line] for line in lines if line not in shown]
     case = file.Case(asked.model, traits, tuple(blamed), split(lines, examples, seed=0))
     held = file.write(asked.folder, case, examples, model, tokenizer, asked.options)
     return {
         "blamed": len(blamed),
         "trained": len(case.split.train),
-        "clean": {
-            one.trait.name: _clean_score(one, examples, [x for x in lines if x not in set(blamed)]) for one in traits
-        },
+        "clean": {one.trait.name: _mean_score(one, clean) for one in traits},
         "candidates": {"baseline": "training on the data as it is", **{one.name: one.said for one in held}},
     }
 
 
-def _clean_score(one: TraitForecast, examples: Sequence[Example], lines: Sequence[int]) -> float:
-    """The mean score of a trait over rows that show none; 0 where nothing could be scored."""
-    found = scores_of(one.trait, [examples[line].chat for line in lines])
+def _mean_score(one: TraitForecast, examples: Sequence[Example]) -> float:
+    """The mean score of a trait over rows; 0 where nothing could be scored."""
+    found = scores_of(one.trait, [example.chat for example in examples])
     known = found[np.isfinite(found)]
     return float(known.mean()) if len(known) else 0.0
 

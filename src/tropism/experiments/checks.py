@@ -13,9 +13,12 @@ from tropism.experiments import identity, prepare
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.render_ahead import render_ahead
 from tropism.experiments.rendered import RenderedSet, RenderedSets
+from tropism.results.text import listed
 from tropism.training.options import TrainOptions
 
 EvaluationSets = Callable[[str], list[Example]]
+MOST_NAMED = 4
+"""Conditions that are named one by one where something was done to the rows of each."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def check_data(
     records: dict[str, dict[str, Any]] = {}
     sizes: dict[str, Sizes] = {}
     lines: list[str] = []
+    done_to: dict[str, list[str]] = {}
     rendered = rendered or RenderedSets(e, tokenizer, limit)
     taken: set[Path] = set()
 
@@ -75,7 +79,8 @@ def check_data(
         record = made.record
         records[what] = record.plain()
         sizes[what] = Sizes(record.rows, record.tokens, record.longest, record.learned)
-        lines.extend(f"{what}: {line}" for line in record.lines(options.max_length))
+        for line in record.lines(options.max_length):
+            done_to.setdefault(line, []).append(what)
         if made.folder not in taken:
             taken.add(made.folder)
             leakage.train_on_keys(made.taught())
@@ -102,10 +107,31 @@ def check_data(
     for name in e.data:
         if name != "train":
             _check_prompts(e, name, sets(name), tokenizer, limit)
+    lines += [f"{_together(where, len(e.trained))}: {line}" for line, where in done_to.items()]
     counts = leakage.counts()
     if e.strict and (leaks := sentences(counts)):
         raise SpecError(f"{leaks[0]}, and strict is true; take another split, or set strict: false to be warned only")
     return Checked(samples, records, sizes, counts, list(dict.fromkeys(lines)))
+
+
+def _together(where: Sequence[str], trained: int) -> str:
+    """Name the sets that one thing was done to, many conditions in few words.
+
+    >>> _together(["condition plain", "condition caft"], 3), _together(["condition plain", "condition caft", "adapter x"], 2)
+    ('conditions plain and caft', 'every condition and adapter x')
+    """
+    conditions = [one.removeprefix("condition ") for one in where if one.startswith("condition ")]
+    others = [one for one in where if not one.startswith("condition ")]
+    if len(conditions) == trained > 1:
+        return listed(["every condition", *others])
+    shown = (
+        conditions
+        if len(conditions) <= MOST_NAMED
+        else [*conditions[:MOST_NAMED], f"{len(conditions) - MOST_NAMED} more"]
+    )
+    if conditions:
+        others.insert(0, f"condition{'s' if len(conditions) > 1 else ''} {listed(shown)}")
+    return listed(others)
 
 
 def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets, rendered: RenderedSets) -> dict[str, str]:

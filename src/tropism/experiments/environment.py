@@ -10,8 +10,9 @@ from typing import Any
 
 from tropism.experiments.kept import read_json_object
 from tropism.experiments.store import Folder
+from tropism.names import VERSION
 
-PACKAGES = ("tropism", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors")
 
 
 NAME = "environment.json"
@@ -31,7 +32,11 @@ def describe(
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            "tropism": VERSION,  # a checkout on the path has no metadata
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
         "platform": platform.system(),
         "device": {"kind": device, "name": name, "bfloat16": models.computes_bfloat16(device), "cores": os.cpu_count(),
                    "threads": torch.get_num_threads()},

@@ -148,7 +148,8 @@ class RenderedSets:
             (say or sources.say_once)(line)
         if (key, wanted.what) not in self._told:
             self._told.add((key, wanted.what))
-            say_record(made.record, wanted.what, wanted.options.max_length)
+            if say is None:  # who listens reads the record too, and says what is equal of many sets once
+                say_record(made.record, wanted.what, wanted.options.max_length)
         return made
 
     def _make(self, key: str, wanted: Wanted) -> RenderedSet:

@@ -35,6 +35,7 @@ class BasePerplexity(ModelScorer):
     runs: ClassVar[Runs] = "base"
     text: ClassVar[Literal["reference", "generated"]] = "generated"
     bounds: ClassVar[Bounds] = (1.0, math.inf)
+    lower_is_better: ClassVar[bool] = True
     batch_size: int = 8
     """Responses per forward pass."""
 
@@ -71,6 +72,7 @@ class KLToBase(ModelScorer):
 
     runs: ClassVar[Runs] = "both"
     bounds: ClassVar[Bounds] = POSITIVE
+    lower_is_better: ClassVar[bool] = True
     batch_size: int = 4
     """Responses per forward pass."""
 

@@ -104,6 +104,8 @@ class ModelScorer(abc.ABC):
     name: ClassVar[str]
     text: ClassVar[Literal["reference", "generated"]] = "reference"
     runs: ClassVar[Runs] = "evaluated"
+    lower_is_better: ClassVar[bool] = False
+    """A loss: it cannot be marked `wanted`, which says that more of it is better."""
     thinking: Thinking = "strip"
     """Score the answer alone (strip), or the whole response with its thinking blocks (keep)."""
 

@@ -23,6 +23,7 @@ class ResponseLoss(ModelScorer):
     """
 
     bounds: ClassVar[Bounds] = POSITIVE
+    lower_is_better: ClassVar[bool] = True
     batch_size: int = 8
     """Responses per forward pass."""
 

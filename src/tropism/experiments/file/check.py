@@ -270,6 +270,7 @@ def _check_full(e: ExperimentSpec, condition: ConditionSpec, key: Key) -> None:
 
 
 def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:
+    from tropism.evals.scorers.base import ModelScorer
     from tropism.evals.scorers.registry import load_scorer
 
     for index, data in enumerate(measure.on):
@@ -282,7 +283,12 @@ def _check_measure(e: ExperimentSpec, name: str, measure: MeasureSpec) -> None:
     if measure.wanted and measure.unwanted:
         raise At(("measure", name), "a metric is wanted or unwanted, found both")
     with Under(("measure", name)):
-        load_scorer(measure.scorer, measure.options())
+        scorer = load_scorer(measure.scorer, measure.options())
+    if measure.wanted and isinstance(scorer, ModelScorer) and scorer.lower_is_better:
+        raise At(
+            ("measure", name, "wanted"),
+            f"wanted says that more is better, and of {measure.scorer} less is; leave 'wanted' out, or take response_likelihood",
+        )
 
 
 def _check_directions(e: ExperimentSpec, spec: DirectionsSpec, key: Key) -> None:

@@ -43,6 +43,8 @@ from tropism.experiments.file.experiment import Experiment
         ("on: [held_out]", "on: [train]", r"no evaluation set is called 'train'"),
         ("final_number", "final_numbr", r"line 17: measure.accuracy: no scorer is called 'final_numbr'.*did you mean 'final_number'"),
         ("wanted: true", "wanted: true, unwanted: true", r"a metric is wanted or unwanted, found both"),
+        ("final_number,", "response_loss,", r"measure.accuracy.wanted: wanted says that more is better, and of response_loss less is; leave"),
+        ("final_number,", "base_perplexity,", r"measure.accuracy.wanted: wanted says that more is better, and of base_perplexity less is"),
         ("wanted: true", "toleranse: 1", r"scorer 'final_number' has no option 'toleranse'; its options are tolerance"),
         ("quick:", "analyses: {presure: {}}\nquick:", r"analyses.presure: no analysis is called 'presure'"),
         ("name: caps", "name: ../up", r"line 1: name: .*pattern.*found '../up'"),

@@ -97,7 +97,8 @@ def find_directions(
     about = {
         "model": provenance.of_model(model),
         "tokenizer_hash": provenance.tokenizer_hash(tokenizer),
-        "finder": finder.options(),
+        # A contrast that says what is pooled is asked first, so the finder's own choice was not used.
+        "finder": {name: pool if pool and name == "per" else value for name, value in finder.options().items()},
         "positions": positions,
         **({} if pool is None else {"pool": pool}),
         "contrast": {

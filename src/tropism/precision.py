@@ -22,7 +22,9 @@ from tropism.models import cache_folder, computes_bfloat16
 
 log = logging.getLogger("tropism")
 
-PHASES = ("training", "prefill", "decode")
+EAGER = "training with eager attention"
+"""As `training`, with the products and the softmax of attention one by one and not in torch's fused kernel."""
+PHASES = ("training", EAGER, "prefill", "decode")
 CANDIDATES = ("float32", "bfloat16")
 MUST_GAIN = 1.05
 """bfloat16 rounds more: it is taken where it is at least this many times as fast."""
@@ -63,6 +65,19 @@ def for_training(device: str, config: Any) -> Choice:
     if seconds is None:
         return _by_device(device)
     return _faster(*(seconds["training"][one] for one in CANDIDATES))
+
+
+def eager_attention(device: str, config: Any, bfloat16: bool) -> tuple[bool, str]:
+    """Whether a training step is faster with eager attention than with torch's fused one, and why, in a few words.
+
+    On a CPU the backward pass of the fused kernel can take longer than the products it replaces. They differ by rounding.
+    """
+    seconds = measured(device, config)
+    if seconds is None:
+        return False, "as loaded"
+    name = CANDIDATES[bfloat16]
+    ratio = seconds["training"][name] / seconds[EAGER][name]
+    return ratio >= MUST_GAIN, f"measured {ratio:.2f} times as fast here as fused attention"
 
 
 def for_generation(device: str, config: Any, max_new_tokens: int) -> Choice:
@@ -110,6 +125,8 @@ def times(config: Any) -> dict[str, dict[str, float]] | None:
         torch.manual_seed(0)
         try:
             block = _one_block(config)
+            eager = copy.deepcopy(block)
+            eager.set_attn_implementation("eager")
             weights = sum(parameter.numel() for parameter in block.parameters())
             tokens = max(8, min(TOKENS, int(WORK / (6 * ROWS * max(1, weights)))))
             ids = torch.randint(0, VOCABULARY, (ROWS, tokens))
@@ -120,6 +137,7 @@ def times(config: Any) -> dict[str, dict[str, float]] | None:
                 many = [cast, *(copy.deepcopy(cast) for _ in range(min(MOST_COPIES, BYTES // (4 * weights))))]
                 runs["decode"][name] = partial(_forward, many, ids.new_zeros(ANSWERS, 1))
                 runs["training"][name] = partial(_step, _adapted(block), ids, name == "bfloat16")
+                runs[EAGER][name] = partial(_step, _adapted(eager), ids, name == "bfloat16")
             found = {phase: _shortest(runs[phase]) for phase in PHASES}
         except (
             AttributeError,

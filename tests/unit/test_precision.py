@@ -13,8 +13,8 @@ from tropism.precision import measured
 CONFIG = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, vocab_size=260)
 
 
-def seconds(training=(1.0, 2.0), prefill=(1.0, 2.0), decode=(1.0, 2.0)):
-    given = {"training": training, "prefill": prefill, "decode": decode}
+def seconds(training=(1.0, 2.0), eager=(2.0, 1.0), prefill=(1.0, 2.0), decode=(1.0, 2.0)):
+    given = {"training": training, precision.EAGER: eager, "prefill": prefill, "decode": decode}
     return {phase: dict(zip(precision.CANDIDATES, pair, strict=True)) for phase, pair in given.items()}
 
 
@@ -33,6 +33,14 @@ def clock(monkeypatch, tmp_path):
 def test_training_takes_the_faster_and_float32_where_they_are_alike(monkeypatch, pair, bfloat16):
     monkeypatch.setattr(precision, "measured", lambda *_: seconds(training=pair))
     assert precision.for_training("cpu", CONFIG).bfloat16 == bfloat16
+
+
+@pytest.mark.parametrize(("bfloat16", "eager"), [(False, False), (True, True)])
+def test_attention_is_eager_where_that_is_faster_in_the_precision_that_trains(monkeypatch, bfloat16, eager):
+    monkeypatch.setattr(precision, "measured", lambda *_: seconds())
+    assert precision.eager_attention("cpu", CONFIG, bfloat16)[0] == eager
+    monkeypatch.setattr(precision, "measured", lambda *_: None)
+    assert precision.eager_attention("cuda", CONFIG, bfloat16) == (False, "as loaded")
 
 
 def test_generation_weighs_reading_against_writing(monkeypatch):

@@ -38,6 +38,9 @@ def protect(
         ),
     ] = None,
     max_seeds: Annotated[int, typer.Option(help="Most seeds of the confirmation; 3 to begin with.")] = 3,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Do the runs in this many processes, its threads divided among them.")
+    ] = None,
     device: Device = "auto",
     blocks: Blocks = None,
 ) -> None:
@@ -84,7 +87,7 @@ def protect(
     progress = watching()
     command = shlex.join(["tropism", "protect", *sys.argv[2:]]) if sys.argv[1:2] == ["protect"] else "tropism protect"
     with progress:
-        told = run(Asked(model, data, tuple(trait or ()), out, options, command, confirm, progress))
+        told = run(Asked(model, data, tuple(trait or ()), out, options, command, confirm, progress, workers))
     Console().print(Markdown(card.card(told)))
     shown = [out / name for name in ("card.md", "report.html", "protect.json", "adapter") if (out / name).exists()]
     print("  ".join(str(path) for path in shown))

@@ -181,9 +181,10 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
         options = prepared.settled.options(experiment.train_options(condition))
         if options.processes > 1:
             prepared.held.release()  # each process loads its own
+        rendered = prepared.rendered.condition(condition, seed)
         model, taken = fine_tune(
-            prepared.fresh_model,
-            prepared.rendered.condition(condition, seed).rows,
+            prepared.settled.to_train(prepared.fresh_model, rendered.record.longest),
+            rendered.rows,
             options,
             two=_two(prepared, condition),
             seed=seed,

@@ -219,9 +219,10 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     options, seed = prepared.settled.options(experiment.train_options(adapter=name)), experiment.seeds[0]
     if options.processes > 1:
         prepared.held.release()  # each process loads its own
+    rendered = prepared.rendered.adapter(name)
     model, fitted = fine_tune(
-        prepared.held.base,
-        prepared.rendered.adapter(name).rows,
+        prepared.settled.to_train(prepared.held.base, rendered.record.longest),
+        rendered.rows,
         options,
         two=False,
         seed=seed,

@@ -6,6 +6,7 @@ It is no part of a run's identity: a folder that is gone on with, on this machin
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tropism import models, precision
@@ -15,6 +16,8 @@ from tropism.experiments.store import Folder
 from tropism.training.options import TrainOptions
 
 NAME = "precision.json"
+LONGEST_EAGER = 256
+"""Tokens of a row; its attention's weights then take as much memory as half a block's other activations, in SmolLM2."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,17 @@ class Settled:
 
     training: bool | None = None
     generation: bool | None = None
+    eager: bool = False
+    """Whether training is faster with eager attention."""
+
+    def to_train(self, fresh_model: Callable[[], Any], longest: int) -> Callable[[], Any]:
+        """Return how a model is made that is to be trained on rows of at most `longest` tokens.
+
+        Eager attention holds the weights of every pair of tokens, so it is for short rows.
+        """
+        if not self.eager or longest > LONGEST_EAGER:
+            return fresh_model
+        return partial(_eager, fresh_model)
 
     def options(self, options: TrainOptions) -> TrainOptions:
         """Return the options of a fine-tune with `bf16: auto` settled."""
@@ -43,7 +57,7 @@ def read(folder: Folder, device: str) -> Settled | None:
     held = read_json_object(folder.path / NAME) or {}
     if not device.startswith("cpu") or not {"training", "generation"} <= held.keys():
         return None
-    return Settled(held["training"] == "bfloat16", held["generation"] == "bfloat16")
+    return Settled(held["training"] == "bfloat16", held["generation"] == "bfloat16", held.get("attention") == "eager")
 
 
 def settle(
@@ -65,7 +79,11 @@ def settle(
         return _written(folder, flags, flags, say)
     config = models.load_config(source, trust_remote_code=experiment.trust_remote_code)
     generation = precision.for_generation(device, config, experiment.generate.max_new_tokens)
-    return _written(folder, precision.for_training(device, config), generation, say)
+    training = precision.for_training(device, config)
+    attention = (False, "as the file says")
+    if experiment.loaded.attn_implementation is None:
+        attention = precision.eager_attention(device, config, training.bfloat16)
+    return _written(folder, training, generation, say, attention)
 
 
 def _asks(experiment: ExperimentSpec) -> bool:
@@ -76,9 +94,27 @@ def _asks(experiment: ExperimentSpec) -> bool:
 
 
 def _written(
-    folder: Folder, training: precision.Choice, generation: precision.Choice, say: Callable[[str], None]
+    folder: Folder,
+    training: precision.Choice,
+    generation: precision.Choice,
+    say: Callable[[str], None],
+    attention: tuple[bool, str] = (False, "as loaded"),
 ) -> Settled:
-    said = {"training": training.name, "generation": generation.name, "why": [str(training), str(generation)]}
+    eager, why = attention
+    said = {
+        "training": training.name,
+        "generation": generation.name,
+        "attention": "eager" if eager else "as loaded",
+        "why": [str(training), str(generation), why],
+    }
     folder.write(NAME, json.dumps(said, indent=1))
     say(f"precision: training in {training}, generation in {generation}")
-    return Settled(training.bfloat16, generation.bfloat16)
+    if eager:
+        say(f"attention: eager in training on rows of at most {LONGEST_EAGER} tokens ({why})")
+    return Settled(training.bfloat16, generation.bfloat16, eager)
+
+
+def _eager(fresh_model: Callable[[], Any]) -> Any:
+    model = fresh_model()
+    model.set_attn_implementation("eager")
+    return model

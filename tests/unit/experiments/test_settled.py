@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+import tiny
 import tiny_experiment
 import tropism as tp
 from tropism import models, precision
@@ -16,9 +18,11 @@ from tropism.experiments.store import Folder
 AUTO = (("bf16: false, ", ""), ("dtype: float32", "dtype: auto"))
 
 
-def measured(bfloat16):
+def measured(bfloat16, eager=1.0):
+    """Seconds on a machine that is twice as fast in one of the two, and with eager attention takes `eager` times as long."""
     one = dict(zip(precision.CANDIDATES, (2.0, 1.0) if bfloat16 else (1.0, 2.0), strict=True))
-    return lambda *_: dict.fromkeys(precision.PHASES, one)
+    slower = {name: seconds * eager for name, seconds in one.items()}
+    return lambda *_: dict.fromkeys(precision.PHASES, one) | {precision.EAGER: slower}
 
 
 @pytest.fixture
@@ -79,3 +83,37 @@ def test_a_run_trains_and_answers_in_what_was_settled(tmp_path, monkeypatch):
     tp.run(file, tmp_path / "out", only=["plain"])
     assert seen == {"training": False, "generation": "float32"}
     assert json.loads((tmp_path / "out" / NAME).read_text())["training"] == "float32"
+
+
+@pytest.mark.parametrize(("eager", "longest", "taken"), [(0.5, 256, "eager"), (0.5, 257, "sdpa"), (1.0, 256, "sdpa")])
+def test_a_model_is_trained_with_the_faster_attention_where_rows_are_short(
+    tmp_path, monkeypatch, eager, longest, taken
+):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda _: True)
+    monkeypatch.setattr(precision, "measured", measured(True, eager))
+    experiment = Experiment.load(tiny_experiment.write(tmp_path, *AUTO))
+    source, folder, said = models.resolve(experiment.model), Folder(tmp_path / "out"), []
+    chosen = settle(experiment, folder, source, "cpu", said.append)
+    assert settle(experiment, folder, source, "cpu", said.append) == chosen  # from the folder
+    assert ("attention: eager" in said[-1]) == (eager < 1)
+    model = chosen.to_train(tiny.model, longest)()
+    assert model.config._attn_implementation == taken
+
+
+def test_the_files_own_attention_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda _: True)
+    monkeypatch.setattr(precision, "measured", measured(True, 0.5))
+    file = tiny_experiment.write(tmp_path, *AUTO, ("seeds:", "load: {attn_implementation: sdpa}\nseeds:"))
+    experiment = Experiment.load(file)
+    assert not settle(experiment, Folder(tmp_path / "out"), models.resolve(experiment.model), "cpu", print).eager
+
+
+def test_eager_and_fused_attention_train_the_same_adapter_up_to_rounding(tmp_path):
+    """In float64; the softmax of eager attention is taken in float32 all the same."""
+    found = []
+    for name in ("sdpa", "eager"):
+        model = tiny.model(dtype=torch.float64)
+        model.set_attn_implementation(name)
+        model(**tiny.batch()).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (found[0] - found[1]).norm() < 1e-6 * found[0].norm()

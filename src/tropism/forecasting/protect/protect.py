@@ -22,6 +22,8 @@ from tropism.atomic import write_text
 from tropism.data import sources
 from tropism.data.chats import Example
 from tropism.errors import UsageError
+from tropism.experiments.executors import choose
+from tropism.experiments.executors.spread import Executor
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.progress import Progress
@@ -61,6 +63,12 @@ class Asked:
     confirm: Callable[[Sequence[str]], Sequence[str]] = field(default=tuple, repr=False)
     """Is shown the traits that the forecast proposes and returns those to protect from; by default all."""
     progress: Progress = field(default_factory=Progress, repr=False)
+    workers: int | None = None
+    """Processes that do the runs; by default this one."""
+
+    def executor(self) -> Executor | None:
+        """Who does the runs."""
+        return choose.executor("local" if self.workers is None else "pool", self.workers)
 
     def identity(self) -> str:
         """What the plan in a folder was made from."""
@@ -219,6 +227,7 @@ def _run(
         progress=asked.progress,
         command=asked.command,
         draw=draw,
+        executor=asked.executor(),
     )
     held = load(asked.folder / where)
     return summary_table(held.results, held.experiment, held.scores, held.look)
@@ -250,6 +259,7 @@ def _confirm(asked: Asked, experiment: Experiment, winner: str) -> tuple[choice.
         only=["baseline", winner],
         progress=asked.progress,
         command=asked.command,
+        executor=asked.executor(),
     )
     held = load(where)
     summary = summary_table(held.results, held.experiment, held.scores, held.look)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tropism.data.chats import Example
-from tropism.data.leakage import Leakage, sentences
+from tropism.data.leakage import Leakage, prompt_key, sentences
 from tropism.data.render import Rendered, render_prompts
 from tropism.errors import SpecError
 from tropism.experiments import identity, prepare
-from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.file.spec import ExperimentSpec, SearchSpec
 from tropism.experiments.render_ahead import render_ahead
 from tropism.experiments.rendered import RenderedSet, RenderedSets
 from tropism.results.text import listed
@@ -62,7 +62,8 @@ def check_data(
     """Load and render every set; training sets that were rendered before are read from where they are kept.
 
     Raises `DataError` for what cannot be read, rendered, learned from or held by the context of `limit` tokens, and
-    `SpecError` for two conditions that the model cannot tell apart, and with `strict: true` for prompts of an evaluation
+    `SpecError` for two conditions that the model cannot tell apart, for a search whose two sets share prompts, and with
+    `strict: true` for prompts of an evaluation
     set that are also trained on.
     """
     e = experiment
@@ -107,6 +108,8 @@ def check_data(
     for name in e.data:
         if name != "train":
             _check_prompts(e, name, sets(name), tokenizer, limit)
+    if e.search is not None:
+        _check_apart(e.search, sets)
     lines += [f"{_together(where, len(e.trained))}: {line}" for line, where in done_to.items()]
     counts = leakage.counts()
     if e.strict and (leaks := sentences(counts)):
@@ -159,3 +162,14 @@ def _check_prompts(
     )
     room = None if limit is None else limit - e.generate.max_new_tokens
     prepare.check_lengths(rendered, [x.id for x in examples], room, f"evaluation set {name} (with its response)")
+
+
+def _check_apart(search: SearchSpec, sets: EvaluationSets) -> None:
+    """Raise `SpecError` where a prompt that a cell is chosen on is also one that it is reported on."""
+    chosen_on = {prompt_key(example) for example in sets(search.on)}
+    shared = sum(prompt_key(example) in chosen_on for example in sets(search.report))
+    if shared:
+        raise SpecError(
+            f"search: {shared} prompts of {search.report} are also in {search.on}, on which the cell is chosen; take splits "
+            f"without a common prompt"
+        )

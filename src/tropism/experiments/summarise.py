@@ -57,7 +57,7 @@ def summarise(
             section = Section(RENAMED.get(name, name), f"{name}: not computed", f"Not computed: {problem.reason}.")
         if section is not None:
             section.save(folder.path)
-    if (grid := grid_section(experiment, scored)) is not None:
+    if (grid := grid_section(experiment, scored, folder.path / "figures")) is not None:
         grid.save(folder.path)
     progress.say("drawing the report")
     reports.build(folder.path)

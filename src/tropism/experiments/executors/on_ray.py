@@ -62,7 +62,12 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _do(job: Job, key: RunKey, *_before: Any) -> None:
-    """One run, on whichever node Ray has chosen."""
+    """One run, on whichever node Ray has chosen, with as many threads as the task has CPUs."""
+    import ray
+    import torch
+
+    # Ray leaves an OMP_NUM_THREADS that is set as it is: tasks side by side would each take all the machine's threads.
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     do(job, str(key).replace("/", "-"), [key])
 
 

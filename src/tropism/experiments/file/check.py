@@ -16,6 +16,7 @@ from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load
 from tropism.experiments.file import guards
 from tropism.experiments.file.complaints import At, Under, listed, message
 from tropism.experiments.file.options import from_options, name_and_options
+from tropism.experiments.file.search import check_search
 from tropism.experiments.file.spec import (
     AdapterSpec,
     ConditionSpec,
@@ -62,6 +63,8 @@ def check(e: ExperimentSpec) -> None:
         _check_condition(e, name, condition)
     for name, measure in e.measure.items():
         _check_measure(e, name, measure)
+    if e.search is not None:
+        check_search(e, e.search)
     if e.stress:
         raise At(("stress",), "is given, and so is analyses.stress.tests; keep one of the two")
     for name, given in e.analyses.items():

@@ -223,6 +223,19 @@ class CellSpec(Model):
     """The value of each option."""
 
 
+class SearchSpec(Model):
+    """Which cell of a grid is chosen, of each condition, and where what was chosen is reported."""
+
+    metric: Name
+    """The metric by which a cell is chosen: the best mean over the seeds."""
+    on: Name
+    """The development set, on which it is chosen."""
+    report: Name
+    """The test set, on which what was chosen is reported; it shares no prompt with the development set."""
+    better: Literal["higher", "lower"] | None = None
+    """Which way the metric is better; by default as it is marked `wanted` or `unwanted`, and lower for a loss."""
+
+
 class EndpointSpec(Model):
     """A model behind an OpenAI-compatible endpoint, which answers over HTTP."""
 
@@ -365,6 +378,8 @@ class ExperimentSpec(Model):
     grid: dict[str, list[Any]] = {}
     """Options of conditions, by dotted key, with the values to try: every condition is trained once more for each combination,
     `{train.lora.r: [4, 16]}`."""
+    search: SearchSpec | None = None
+    """Choose a cell of the grid on a development set, and report it on a test set."""
     baseline: Name = "baseline"
     """The condition that the others are compared with; `base` is the untrained model, and the default where nothing is
     trained and no condition is called `baseline`."""

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 import tiny_experiment
+import tropism as tp
 from tropism.errors import SpecError
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
@@ -61,6 +62,81 @@ def test_a_table_has_a_row_for_each_cell(experiment):
     assert table["baseline", 4, None] == [2.0, 0.0, 2, 1.0]
     assert table["plain", 4, None] == [None, None, 0, None]
     assert grid_section(experiment.model_copy(update={"conditions": {}}), results) is None
+
+
+SEARCH = (
+    "conditions:\n",
+    "grid: {train.lora.r: [2, 4]}\nsearch: {metric: loss, on: dev, report: held_out}\nconditions:\n",
+)
+DEV = ("  held_out:", "  dev: {source: word_problems, size: 4, split: train, seed: 7}\n  held_out:")
+ON_BOTH = ("loss: {scorer: response_loss, on: [held_out]}", "loss: {scorer: response_loss, on: [dev, held_out]}")
+COLUMNS = ["condition", "seed", "mode", "eval_set", "metric", "value"]
+
+
+def searched(tmp_path, values):
+    """The experiment and its section; `values`: (condition, set) → value at both seeds."""
+    experiment = Experiment.load(tiny_experiment.write(tmp_path, SEARCH, DEV, ON_BOTH))
+    rows = [(name, seed, "full", on, "loss", v) for (name, on), v in values.items() for seed in (0, 1)]
+    return experiment, grid_section(experiment, pd.DataFrame(rows, columns=COLUMNS), tmp_path / "figures")
+
+
+def test_a_search_chooses_on_the_development_set_and_reports_on_the_test_set(tmp_path):
+    values = {
+        ("baseline__r-2", "dev"): 1.0, ("baseline__r-4", "dev"): 2.0,
+        # on the test set the other one is better, which must not matter
+        ("baseline__r-2", "held_out"): 9.0, ("baseline__r-4", "held_out"): 3.0,
+        ("plain__r-2", "dev"): 5.0, ("plain__r-4", "dev"): 4.0,
+        ("plain__r-2", "held_out"): 0.5, ("plain__r-4", "held_out"): 7.0,
+    }  # fmt: skip
+    _, section = searched(tmp_path, values)
+    table = section.tables[0]
+    assert table.title == "chosen by loss on dev, reported on held_out"
+    assert {row[0]: list(row[1:]) for row in table.rows} == {
+        "baseline": [2, 1.0, 9.0, 0.0, 2, 0.0],
+        "plain": [4, 4.0, 7.0, 0.0, 2, -2.0],
+    }
+    assert "2 cells are not measured with every seed yet" in section.notes[0]
+    assert [one.file for one in section.figures] == ["grid-loss-dev", "grid-loss-held_out"]
+    assert "baseline" in (tmp_path / "figures" / "grid-loss-dev.svg").read_text()
+
+
+def test_of_equal_cells_the_first_is_chosen(tmp_path):
+    values = {(f"baseline__r-{r}", on): 1.0 for r in (4, 2) for on in ("dev", "held_out")}
+    assert searched(tmp_path, values)[1].tables[0].rows[0][1] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([(SEARCH[0], SEARCH[1].replace("grid: {train.lora.r: [2, 4]}\n", ""))], "search: chooses a cell of a grid"),
+        ([(SEARCH[0], SEARCH[1].replace("metric: loss", "metric: los"))], "search.metric: no metric is called 'los'"),
+        (
+            [(SEARCH[0], SEARCH[1].replace("on: dev", "on: held_out"))],
+            "must be another set than the one that is chosen on",
+        ),
+        (
+            [(SEARCH[0], SEARCH[1].replace("report: held_out", "report: train"))],
+            "search.report: must be a set that loss is",
+        ),
+        (
+            [
+                (SEARCH[0], SEARCH[1].replace("metric: loss", "metric: caps_rate")),
+                ("on: [held_out], unwanted: true", "on: [dev, held_out]"),
+            ],
+            "search.better: is required: caps_rate is marked neither wanted nor unwanted",
+        ),
+    ],
+)
+def test_what_is_no_search_is_one_sentence(tmp_path, changes, said):
+    with pytest.raises(SpecError, match=said):
+        Experiment.load(tiny_experiment.write(tmp_path, DEV, ON_BOTH, *changes))
+
+
+def test_a_search_whose_two_sets_share_prompts_is_refused_before_anything_is_written(tmp_path):
+    same = (DEV[0], DEV[1].replace("split: train, seed: 7", "split: test"))
+    with pytest.raises(SpecError, match="prompts of held_out are also in dev"):
+        tp.run(tiny_experiment.write(tmp_path, SEARCH, same, ON_BOTH), tmp_path / "out")
+    assert not (tmp_path / "out" / "experiment.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pathlib import Path
 import tropism as tp
 from tropism.experiments.progress import Progress
 
-file, out, log, go, *hang = map(Path, sys.argv[1:])
+file, out, log, go, *hang = sys.argv[1:]
+log, go = Path(log), Path(go)
 
 
 class Logged(Progress):

@@ -1,6 +1,7 @@
 """Several processes on one results folder: nothing is done twice, nothing is lost, also where one is killed."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -111,4 +112,20 @@ def test_a_killed_process_loses_nothing_and_the_others_do_its_run(tmp_path, work
     assert together.end() == [-signal.SIGKILL, 0, 0]
     assert together.done() == dict.fromkeys(RUNS, 1)
     assert any(line.startswith("say waiting for ") for line in [*together.lines(1), *together.lines(2)])
+    check(tmp_path / "alone.csv", together.out, alone)
+
+
+def test_eight_processes_of_which_five_are_killed_at_random(tmp_path, workers, alone):
+    alone.to_csv(tmp_path / "alone.csv", index=False)
+    together, chance = workers(tmp_path, 8), random.Random(os.environ.get("TROPISM_KILLS", "17"))
+    together.start()
+    together.until(lambda: any(line.startswith("start ") for index in range(8) for line in together.lines(index)))
+    killed = chance.sample(range(8), 5)
+    for index in killed:
+        time.sleep(chance.uniform(0, 1.5))
+        together.processes[index].kill()
+    ended = together.end()
+    assert [code for index, code in enumerate(ended) if index not in killed] == [0] * 3
+    # One that is killed right after it has stamped a run no longer says so; no run is stamped twice.
+    assert set(together.done().values()) == {1}
     check(tmp_path / "alone.csv", together.out, alone)

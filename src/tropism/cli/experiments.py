@@ -26,8 +26,12 @@ Set = Annotated[
 ]
 Only = Annotated[str | None, typer.Option(help="Run only these conditions: 'baseline,caft'.", show_default=False)]
 Out = Annotated[
-    Path | None,
-    typer.Option(help="Results folder; by default runs/NAME, with --quick runs/NAME-quick.", show_default=False),
+    str | None,
+    typer.Option(
+        help="Results folder, or its URL in an object store (s3://BUCKET/NAME); by default runs/NAME, with --quick "
+        "runs/NAME-quick.",
+        show_default=False,
+    ),
 ]
 
 
@@ -162,16 +166,18 @@ def run(
     """
     set_ = [*(set_ or ()), *([] if processes is None else [f"train.processes={processes}"])]
     experiment = load_experiment(file, quick, seeds, set_)
-    folder = out or Path("runs") / (experiment.name + ("-quick" if quick else ""))
     from tropism.cli.quiet import quiet
 
     quiet()
+    from tropism.experiments.mirror import local_of
     from tropism.experiments.run import run_and_tell
     from tropism.experiments.until import run_until_decided
     from tropism.reports.terminal import print_report
     from tropism.results.folder import load
     from tropism.results.text import visible
 
+    where = out or str(Path("runs") / (experiment.name + ("-quick" if quick else "")))
+    folder = local_of(where)
     progress = watching()
     began = time.monotonic()
     with progress:
@@ -187,9 +193,7 @@ def run(
             chosen["command"] += f" --until decided --max-seeds {max_seeds}"
             ended = run_until_decided(experiment, folder, max_seeds=max_seeds, **chosen)
     print_report(load(folder))
-    print(
-        f"\nreport: {folder / 'report.html'}    results: {folder / 'results.csv'}    {_clock(time.monotonic() - began)}"
-    )
+    print(f"\nreport: {where}/report.html    results: {where}/results.csv    {_clock(time.monotonic() - began)}")
     if ended.problems:
         print("failed, or could not be scored (also listed in the report):", file=sys.stderr)
         for line in ended.problems:
@@ -198,7 +202,8 @@ def run(
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(help="A results folder.", show_default=False)], as_json: AsJson = False
+    folder: Annotated[str, typer.Argument(help="A results folder, or its URL.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Show which runs of a results folder are done, failed or unfinished.
 
@@ -208,8 +213,9 @@ def status(
     from rich.table import Table
 
     from tropism.experiments.after import status as state
+    from tropism.experiments.mirror import local_of
 
-    rows = state.of(folder)
+    rows = state.of(local_of(folder, reading=True))
     done = sum(what == "done" for _, what, _ in rows)
     failed = sum(what.startswith("failed") for _, what, _ in rows)
     if as_json:

@@ -8,7 +8,9 @@ import typer
 
 from tropism.cli.options import AsJson
 
-Folder = Annotated[Path, typer.Argument(help="A results folder, as `tropism run` writes it.", show_default=False)]
+Folder = Annotated[
+    str, typer.Argument(help="A results folder, as `tropism run` writes it, or its URL.", show_default=False)
+]
 Folders = Annotated[list[Path], typer.Argument(help="Two or more results folders.", show_default=False)]
 Out = Annotated[
     Path | None, typer.Option(help="Also write the table to this .csv, .md or .tex file.", show_default=False)
@@ -24,9 +26,13 @@ def register(app: typer.Typer) -> None:
 
 def report(folder: Folder, open_: Browser = False) -> None:
     """Write the report of a results folder: report.html, figures/ and tables/."""
+    from tropism.experiments.mirror import local_of, store_of
     from tropism.reports import build
 
-    target = build(folder)
+    here = local_of(folder, reading=True)
+    target = build(here)
+    if (store := store_of(here)) is not None:
+        store.push_rest()
     typer.echo(target)
     if open_:
         typer.launch(target.resolve().as_uri())

@@ -66,7 +66,7 @@ def _described(pid: int) -> Owner:
 
 
 @dataclass(frozen=True)
-class _Latest:
+class Latest:
     """The last claim to a piece of work."""
 
     number: int
@@ -121,14 +121,14 @@ class Claims:
         latest = self._latest(name)
         return latest.owner if latest is not None and latest.live() else None
 
-    def _latest(self, name: str) -> _Latest | None:
+    def _latest(self, name: str) -> Latest | None:
         folder = self.folder / name
         numbers = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()] if folder.is_dir() else []
         if not numbers:
             return None
         path = folder / f"{max(numbers)}.json"
         held = _read(path)
-        return _Latest(max(numbers), _owner(held), "released" in held, path.stat().st_mtime)
+        return Latest(max(numbers), owner_of(held), "released" in held, path.stat().st_mtime)
 
 
 class Claim:
@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def _owner(held: dict[str, Any]) -> Owner | None:
+def owner_of(held: dict[str, Any]) -> Owner | None:
     names = Owner.__dataclass_fields__
     if "released" in held or not {"host", "pid", "started"} <= set(held):
         return None

@@ -26,7 +26,6 @@ from tropism.experiments import checks, environment, identity, prepare, requirem
 from tropism.experiments import directions as directions_step
 from tropism.experiments.analyses import Analysis, Study, load_analyses
 from tropism.experiments.checkpoints import RunCheckpoints
-from tropism.experiments.claims import Claims
 from tropism.experiments.file import guards
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.fine_tune import fine_tune, save
@@ -37,6 +36,7 @@ from tropism.experiments.progress import Progress
 from tropism.experiments.rendered import RenderedSets
 from tropism.experiments.settled import Settled, settle
 from tropism.experiments.store import Folder
+from tropism.experiments.store_claims import claims_of
 from tropism.experiments.training_rows import training_rows
 from tropism.training.options import TrainOptions
 from tropism.training.supervised import Row
@@ -165,7 +165,7 @@ def prepare_experiment(
         experiment, folder, source, tokenizer, device, limit, data, rendered, {}, {}, {},
         load_analyses(experiment), HeldModel(experiment, folder, source),
     )  # fmt: skip
-    claims = Claims(folder.path)
+    claims = claims_of(folder.path)
     with claims.wait("precision"):
         prepared = replace(prepared, settled=settle(experiment, folder, source, device, progress.say))
     adapters = {}

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from tropism import models
+from tropism.errors import UsageError
 from tropism.experiments import environment, identity, power, start
-from tropism.experiments.claims import Claims
 from tropism.experiments.date import with_frozen_date
 from tropism.experiments.executors.choose import refuse_launcher
 from tropism.experiments.executors.job import Job
@@ -17,11 +17,13 @@ from tropism.experiments.executors.local import last_attempts, work
 from tropism.experiments.executors.spread import Executor, spread
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.mirror import local_of, store_of
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import prepare_experiment
 from tropism.experiments.progress import Progress, default_progress
 from tropism.experiments.start import adapter_key
 from tropism.experiments.store import Folder, RunKey
+from tropism.experiments.store_claims import claims_of
 from tropism.experiments.summarise import analysis_problems, is_summarised, summarise
 from tropism.results import sequential
 from tropism.results.measurement import results_table
@@ -49,7 +51,8 @@ def run(
 
     Args:
         experiment: an `Experiment`, or the path of its file.
-        out: its folder; runs finished there before are kept, and an interrupted run is begun again.
+        out: its folder, or the URL of one in an object store (`s3://bucket/caps`); runs finished there before are kept,
+            and an interrupted run is begun again.
         only: names of conditions, to run these alone.
         progress: is told what goes on; by default a line that lives in a notebook, and nothing elsewhere.
         command: what a reader of the report types to make it again.
@@ -85,7 +88,12 @@ def run_and_tell(
     everything = plan(experiment)
     wanted = plan(experiment, only)
     source = models.resolve(experiment.model, revision=experiment.revision)
-    folder = Folder.of(out, experiment)
+    folder = Folder.of(local_of(out), experiment)
+    if executor is not None and executor.elsewhere and (store := store_of(folder.path)) is not None:
+        raise UsageError(
+            f"--executor ray and slurm need a folder that every node sees under one path, found {store.url}; start "
+            f"tropism run with this --out on each machine instead: they share the runs out"
+        )
     tokenizer = start.load_tokenizer(experiment, source)
     # Before anything else: the date belongs to the identity of every run.
     experiment = with_frozen_date(experiment, tokenizer, folder)
@@ -94,7 +102,7 @@ def run_and_tell(
     progress.plan([str(key) for key in todo], len(wanted) - len(todo))
     if source.note:
         progress.say(source.note)
-    claims = Claims(folder.path)
+    claims = claims_of(folder.path)
 
     def collect() -> pd.DataFrame:
         # One process at a time: of two that collect at once, the earlier view could be written last.

@@ -7,6 +7,7 @@ from tropism.errors import UsageError
 from tropism.experiments.executors.spread import Executor
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.mirror import local_of
 from tropism.experiments.progress import Progress
 from tropism.experiments.run import Ended, run_and_tell
 from tropism.results import sequential
@@ -44,7 +45,8 @@ def run_until_decided(
         raise UsageError(
             "--until decided: no metric is marked wanted or unwanted, so there is nothing to decide; mark one under measure:"
         )
-    plan, progress = _plan(Path(out), max_seeds), progress or Progress()
+    out = local_of(out)
+    plan, progress = _plan(out, max_seeds), progress or Progress()
     seeds = seeds_in_order(experiment.seeds, max_seeds)
     for look in plan.looks:
         progress.say(f"look at {look.seeds} of at most {max_seeds} seeds, intervals of {look.confidence:.2%}")
@@ -52,7 +54,7 @@ def run_until_decided(
         ended = run_and_tell(
             some, out, only=only, progress=progress, command=command, plan_of_looks=plan, executor=executor
         )
-        loaded = load(Path(out))
+        loaded = load(out)
         still = undecided(
             summary_table(loaded.results, loaded.experiment, loaded.scores, loaded.look), loaded.experiment
         )

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from tropism.experiments.after.finished import Finished
-from tropism.experiments.claims import Claims
 from tropism.experiments.plan import plan
 from tropism.experiments.store import RunKey
+from tropism.experiments.store_claims import claims_of
 
 
 def of(path: Path) -> list[tuple[str, str, str]]:
@@ -15,7 +15,7 @@ def of(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _row(found: Finished, key: RunKey) -> tuple[str, str, str]:
-    owner = Claims(found.folder.path).holder(f"runs/{key}")
+    owner = claims_of(found.folder.path).holder(f"runs/{key}")
     if owner is not None:
         return str(key), f"running: {owner}", ""
     stamp = found.folder.finished(key)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from tropism.errors import ClaimLost
 from tropism.experiments import identity
-from tropism.experiments.claims import POLL_S, Claim, Claims
+from tropism.experiments.claims import POLL_S, Claim
 from tropism.experiments.one_run import Outcome, run_one
 from tropism.experiments.plan import needs
 from tropism.experiments.prepared import Prepared
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, RunKey
+from tropism.experiments.store_claims import claims_of
 
 
 def work(
@@ -81,7 +82,7 @@ def _attempt(
     prepared: Prepared, key: RunKey, before: str, progress: Progress, place: tuple[int, int]
 ) -> Outcome | None:
     """Do one run, unless another process is at it (None), or has done or failed it since."""
-    claim = Claims(prepared.folder.path).take(f"runs/{key}")
+    claim = claims_of(prepared.folder.path).take(f"runs/{key}")
     if claim is None:
         return None
     with claim:
@@ -117,7 +118,7 @@ class _Claimed(Progress):
 
 def _tell(folder: Folder, pending: Sequence[RunKey], told: str, progress: Progress) -> str:
     """Say whom this process waits for, where that is not what it said last."""
-    claims = Claims(folder.path)
+    claims = claims_of(folder.path)
     others = [f"{key} ({owner})" for key in pending if (owner := claims.holder(f"runs/{key}"))]
     line = f"waiting for {', '.join(others)}"
     if others and line != told:

@@ -6,7 +6,7 @@ The nodes share the results folder (a network file system), as the driver sees i
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tropism.errors import UsageError
 from tropism.experiments.executors.job import Job, do
@@ -25,6 +25,8 @@ class Ray(Executor):
     """The cluster at `address` (by default one on this machine alone); `resources` are those of a task: `num_cpus`,
     `num_gpus` (0.25 lets four runs share a GPU), `memory`.
     """
+
+    elsewhere: ClassVar[bool] = True
 
     address: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tropism.errors import UsageError
 from tropism.experiments.executors.job import Job, do
@@ -16,6 +16,8 @@ class Slurm(Executor):
 
     `cluster` is submitit's: by default Slurm, `local` for processes on this machine.
     """
+
+    elsewhere: ClassVar[bool] = True
 
     workers: int
     resources: Mapping[str, Any] = field(default_factory=dict)

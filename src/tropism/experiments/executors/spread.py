@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from tropism.errors import UsageError
 from tropism.experiments.executors.job import Job
@@ -33,6 +34,9 @@ class Workers(abc.ABC):
 
 class Executor(abc.ABC):
     """Starts workers somewhere, on the results folder that they share with this process."""
+
+    elsewhere: ClassVar[bool] = False
+    """Whether workers may be on other machines, which must see the folder under the same path."""
 
     @abc.abstractmethod
     def start(self, job: Job) -> Workers:

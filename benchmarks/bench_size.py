@@ -21,15 +21,15 @@ ROOT = Path(__file__).parents[1]
 FILE = """
 name: pool
 model: HuggingFaceTB/SmolLM2-135M-Instruct
-seeds: [0, 1, 2]
+seeds: [0, 1, 2, 3, 4, 5, 6, 7]
 data:
   train: {source: word_problems, size: 8}
   held_out: {source: word_problems, size: 4, split: test}
-train: {max_steps: 4, batch_size: 2, lora: {r: 4}}
+train: {max_steps: 8, batch_size: 2, lora: {r: 4}}
 conditions: {baseline: {}}
 measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
-RUNS = 4
+RUNS = 9
 MEMORY = {
     "lora": {"batch_size": 12},
     "lora_checkpointing": {"batch_size": 12, "checkpointing": True},
@@ -48,7 +48,7 @@ def alone(task: str, *arguments: str, threads: int) -> dict[str, float]:
 
 
 def runs(workers: str) -> dict[str, float]:
-    """Seconds of an experiment of four small runs, in this process (`0`), in a pool, or on Ray (`ray`)."""
+    """Seconds of an experiment of nine small runs, in this process (`0`), in a pool, or on Ray (`ray`)."""
     import tropism as tp
     from tropism.experiments.executors.choose import executor
 

@@ -75,7 +75,7 @@ def serving(script: Callable[[str, int], Answer], models: Sequence[str] | None =
         def do_POST(self) -> None:
             nonlocal running
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = body["messages"][-1]["content"]
+            text = body["messages"][-1]["content"] if "messages" in body else ""
             with lock:
                 running += 1
                 server.most_at_once = max(server.most_at_once, running)

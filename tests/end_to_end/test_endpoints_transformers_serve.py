@@ -9,15 +9,24 @@ import time
 
 import pandas as pd
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from torch.optim import AdamW
 from transformers.utils.import_utils import is_serve_available
 
 import tiny
+import tiny_experiment
 from command import tropism
 from judge_server import completion, serving
 from naive_constraint import lora, train, trainable
+from tropism import models
+from tropism.data.generate_options import ServedOptions
+from tropism.data.generation import GenerateOptions, generate_answers
 from tropism.evals.endpoints import TaskPrompt, evaluate_endpoints, summary
 from tropism.evals.judges.endpoint import Endpoint, Retries
+from tropism.experiments.answering import answering
+from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.subject import Subject, Trained
 
 pytest.importorskip("openai")
 pytestmark = [
@@ -131,3 +140,31 @@ def test_two_conditions_behind_transformers_serve(server, tmp_path):
     again = evaluate_endpoints(prompts, endpoints, tmp_path / "out", max_tokens=8)
     kept = table["response"].notna()
     assert (again["response"][kept] == table["response"][kept]).all()
+
+
+@pytest.mark.real_model
+def test_merged_unmerged_and_served_answers_agree_on_smollm2(server, tmp_path):
+    """The `generate` back-end `endpoint` with `adapters: folder`: the server loads the merged model by its path."""
+    model, tokenizer = models.load(models.SMOLLM2, device="cpu", dtype="float32")
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.02)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    prompts = [({"role": "user", "content": text},) for text in ("What is two and two?", "Name a colour.")]
+    options = GenerateOptions(max_new_tokens=12, dtype="float32")
+    unmerged = [one.text for one in generate_answers(adapted.eval(), tokenizer, prompts, options)]
+    fresh = lambda: models.load(models.SMOLLM2, device="cpu", dtype="float32")[0]  # noqa: E731
+    subject = Subject(Trained(tmp_path / "adapter", False), fresh, tokenizer)
+    found = {}
+    for by in ("transformers", "endpoint"):
+        served = ServedOptions(base_url=server[0], adapters="folder", timeout=200) if by == "endpoint" else None
+        generate = options.model_copy(update={"backend": by, "served": served})
+        experiment = Experiment.load(tiny_experiment.write(tmp_path)).model_copy(update={"generate": generate})
+        with answering(experiment, subject, "full") as answer:
+            found[by] = [one.text for one in answer(prompts, 0, lambda *_: None)]
+    assert found["endpoint"] == found["transformers"] == unmerged
+    plain = [one.text for one in generate_answers(fresh().eval(), tokenizer, prompts, options)]
+    assert plain != unmerged

@@ -4,25 +4,20 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tropism import models
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
 from tropism.data.chats import Example
-from tropism.data.generation import Answer, GenerateOptions, generate_answers
 from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
-from tropism.evals.judges.base import Request
-from tropism.evals.judges.endpoint import Endpoint
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.analyses import Measurement
+from tropism.experiments.answering import Answers, answering
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
@@ -35,9 +30,6 @@ VERIFIED_ON = 4
 """On how many prompts an ablation mode must change a logit."""
 ROUNDING = 1e-6
 """How far a score may lie outside the bounds of its scorer, by float arithmetic alone."""
-
-Answers = list[Answer | None]
-"""A response to each prompt of a set, sample after sample; None where an endpoint gave none."""
 
 
 @dataclass(frozen=True)
@@ -144,47 +136,15 @@ def _answers(
     generating = [name for name in sets if _generates(experiment, scorers, name)]
     if not generating:
         return {}
-    model = None
-    if subject.endpoint is None:
-        model = for_generation(experiment, subject.trained.merged((subject.to_merge or subject.fresh_model)(), mode))
     responses: dict[str, Answers] = {}
-    for name in generating:
-        prompts = [example.prompt for example in sets[name]]
-        responses[name] = []
-        for sample in range(experiment.generate.samples):
-            which = "" if experiment.generate.samples == 1 else f", sample {sample + 1}"
-            report = partial(progress.phase, f"answering {name}{which}")
-            if subject.endpoint is not None:
-                responses[name] += _ask(subject.endpoint, prompts, experiment.generate, sample, report)
-            else:
-                responses[name] += generate_answers(
-                    model,
-                    subject.tokenizer,
-                    prompts,
-                    experiment.generate,
-                    seed=experiment.generate.seed_of(sample),
-                    template_kwargs=experiment.template_kwargs,
-                    report=report,
-                )
+    with answering(experiment, subject, mode) as answer:
+        for name in generating:
+            prompts = [example.prompt for example in sets[name]]
+            responses[name] = []
+            for sample in range(experiment.generate.samples):
+                which = "" if experiment.generate.samples == 1 else f", sample {sample + 1}"
+                responses[name] += answer(prompts, sample, partial(progress.phase, f"answering {name}{which}"))
     return responses
-
-
-def _ask(
-    endpoint: Endpoint,
-    prompts: Sequence[Any],
-    options: GenerateOptions,
-    sample: int,
-    report: Callable[[int, int], None],
-) -> Answers:
-    """Return what an endpoint answers; None where it failed after its retries, which is no empty answer."""
-    if options.temperature > 0:
-        endpoint = replace(endpoint, extra_body={**endpoint.extra_body, "seed": options.seed_of(sample) % 2**31})
-    answers: Answers = [None] * len(prompts)
-    requests = [Request(prompt, options.max_new_tokens) for prompt in prompts]
-    for done, (index, reply) in enumerate(endpoint.answers(requests), 1):
-        answers[index] = Answer(reply.text, reply.finished) if reply.failure is None else None
-        report(done, len(prompts))
-    return answers
 
 
 def _scores(
@@ -233,16 +193,6 @@ def _by_model(
     model = scoring()
     with ablation_mode(model, mode) if subject.trained.two else nullcontext():
         return scorer.score_all(model, subject.tokenizer, samples)
-
-
-def for_generation(experiment: ExperimentSpec, model: Any) -> Any:
-    """The model in the precision that the experiment generates in."""
-    wish = experiment.generate.dtype
-    if models.is_quantized(model):
-        return model  # computes in the precision that it was quantised for
-    device = str(next(model.parameters()).device)
-    half = models.computes_bfloat16(device) if wish == "auto" else wish == "bfloat16"
-    return model.to(torch.bfloat16) if half else model if wish == "auto" else model.to(torch.float32)
 
 
 def _generates(experiment: ExperimentSpec, scorers: Mapping[str, AnyScorer], name: str) -> bool:

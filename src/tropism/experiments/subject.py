@@ -1,7 +1,7 @@
 """Who is evaluated in a run: how its model is loaded, where it answers, and which metrics it cannot have."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class Subject:
     """Where it answers, in the place of a model here."""
     to_merge: Callable[[], Any] | None = None
     """Gives the model that adapters are merged into to generate; by default `fresh_model`."""
+    source: str = ""
+    """Where the base model lies, for an engine that loads it itself."""
 
     def lacks(self, scorer: AnyScorer) -> str:
         """Why this metric cannot be taken of it; empty where it can."""
@@ -85,6 +87,10 @@ class Subject:
 
 def subject_of(prepared: Prepared, condition: str, adapter: Path | None, two: bool) -> Subject:
     """Return who is evaluated for a condition: what was trained for it lies in `adapter`, None for the untrained model."""
+    return replace(_subject_of(prepared, condition, adapter, two), source=str(prepared.source.path))
+
+
+def _subject_of(prepared: Prepared, condition: str, adapter: Path | None, two: bool) -> Subject:
     experiment = prepared.experiment
     spec = experiment.conditions.get(condition)
     if spec is None or spec.trains:

@@ -16,7 +16,7 @@ from tropism.activations.mode import adapters_off
 from tropism.data.generation import GenerateOptions, generate
 from tropism.errors import DataError, SpecError, UsageError
 from tropism.experiments.after.finished import Finished, locate
-from tropism.experiments.evaluate import for_generation
+from tropism.experiments.answering import for_generation
 from tropism.experiments.file.complaints import listed
 from tropism.experiments.file.options import validated
 from tropism.experiments.settled import Settled, read

@@ -14,6 +14,7 @@ from tropism.data.transforms import TRANSFORMS
 from tropism.errors import DataError, ModelError, SiteError, SpecError
 from tropism.experiments.analyses import ANALYSES, RENAMED, known_analysis, load_analysis
 from tropism.experiments.file import guards
+from tropism.experiments.file.backend import check_backend
 from tropism.experiments.file.complaints import At, Under, listed, message
 from tropism.experiments.file.options import from_options, name_and_options
 from tropism.experiments.file.search import check_search
@@ -63,6 +64,7 @@ def check(e: ExperimentSpec) -> None:
         _check_condition(e, name, condition)
     for name, measure in e.measure.items():
         _check_measure(e, name, measure)
+    check_backend(e)
     if e.search is not None:
         check_search(e, e.search)
     if e.stress:

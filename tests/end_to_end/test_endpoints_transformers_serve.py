@@ -151,7 +151,7 @@ def test_merged_unmerged_and_served_answers_agree_on_smollm2(server, tmp_path):
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
-                weight.normal_(0, 0.02)
+                weight.normal_(0, 0.1)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     prompts = [({"role": "user", "content": text},) for text in ("What is two and two?", "Name a colour.")]
     options = GenerateOptions(max_new_tokens=12, dtype="float32")

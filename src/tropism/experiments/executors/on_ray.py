@@ -3,8 +3,9 @@
 The nodes share the results folder (a network file system), as the driver sees it.
 """
 
+import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from tropism.experiments.executors.job import Job, do
 from tropism.experiments.executors.spread import Executor, Workers
 from tropism.experiments.store import RunKey
 from tropism.optional import require
+
+log = logging.getLogger("tropism")
 
 ANSWERS_IN_S = 10.0
 """How long a cluster's address may take to answer."""
@@ -39,6 +42,7 @@ class Ray(Executor):
             task = ray.remote(_do).options(max_retries=RETRIES, **{"num_cpus": 1, **given, **self.resources})
         except (ValueError, TypeError) as error:
             raise UsageError(f"--executor ray: {str(error).strip().splitlines()[0]}") from None
+        _tell_of_no_room(ray.nodes(), {"num_cpus": 1, **given, **self.resources})
         held, started = ray.put(job), dict[RunKey, Any]()
         for key in job.todo:
             # A task whose arguments are other tasks' results begins after them.
@@ -61,6 +65,23 @@ def _connect(ray: Any, address: str | None) -> None:
             f"no Ray cluster answers at --address {address}: {str(error).strip().splitlines()[0]}; start one with ray start "
             f"--head, or leave --address out to use this machine"
         ) from None
+
+
+def _tell_of_no_room(nodes: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> None:
+    """Warn where no node that is there now could ever do a run: Ray would wait without a word, maybe for one that comes."""
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    wanted = {named: float(asked[name]) for name, named in names.items() if asked.get(name)}
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(one.get(name, 0) >= count for name, count in wanted.items()) for one in there):
+        most = {name: max((one.get(name, 0) for one in there), default=0) for name in wanted}
+        log.warning(
+            f"--executor ray: no node has {_shown(wanted)} (the most is {_shown(most)}), so runs wait for one that joins; "
+            f"ask for less with --resource"
+        )
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{count:g} {name}" for name, count in resources.items())
 
 
 def _do(job: Job, key: RunKey, *_before: Any) -> None:

@@ -8,7 +8,7 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import MissingExtra, UsageError
 from tropism.experiments.executors.choose import executor, read_resources
-from tropism.experiments.executors.on_ray import Ray
+from tropism.experiments.executors.on_ray import Ray, _tell_of_no_room
 from tropism.experiments.executors.pool import Pool, environment
 from tropism.experiments.executors.slurm import Slurm
 
@@ -58,6 +58,14 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, chosen, package, extra):
     monkeypatch.setitem(sys.modules, package, None)  # what import finds where it is not installed
     with pytest.raises(MissingExtra, match=rf"needs the package '{package}'.*pip install 'tropism\[{extra}\]'"):
         chosen.start(None)
+
+
+def test_where_no_node_could_ever_do_a_run_that_is_said(caplog):
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
+    _tell_of_no_room(nodes, {"num_cpus": 4})
+    assert not caplog.records
+    _tell_of_no_room(nodes, {"num_cpus": 1, "num_gpus": 1})
+    assert "no node has 1 CPU, 1 GPU (the most is 4 CPU, 0 GPU), so runs wait for one that joins" in caplog.text
 
 
 def test_a_launcher_that_started_it_twice_is_refused_before_anything_is_written(monkeypatch, tmp_path):

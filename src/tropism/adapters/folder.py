@@ -94,6 +94,9 @@ def open_adapter(folder: str | Path, error: type[UsageError] = ModelError) -> Ad
     path = Path(folder)
     for needed in (CONFIG, WEIGHTS):
         if not (path / needed).is_file():
+            inside = path / "adapter"  # a run's folder, and a prepared adapter's, hold theirs there
+            if (inside / needed).is_file():
+                raise error(f"{path} is a run's folder; its adapter is in {inside}, give that")
             raise error(
                 f"{path} is not an adapter that can be read: {needed} is missing (PEFT writes both files with "
                 "save_pretrained; pickled .bin adapters are not opened)"

@@ -20,6 +20,7 @@ from tropism.cli.options import (
     parse_columns,
     parse_components,
 )
+from tropism.cli.quiet import quiet
 from tropism.errors import UsageError
 
 directions_app = typer.Typer(
@@ -110,6 +111,7 @@ def find(
     options = ContrastOptions(contrast, chats, promote, suppress, tuned, parse_columns(columns), split, size, seed)
     options.check()
     taken = parse_components(components)
+    quiet()
     loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device, blocks=blocks)
     contrasted = make_contrast(loaded, options)
     where = [chosen.dictionary().site] if isinstance(chosen, tp.SAELatents) else tp.sites(loaded, sites)
@@ -166,6 +168,7 @@ def validate(
     options.check()
     directions = tp.Directions.load(file)
     others = {path.stem: tp.Directions.load(path) for path in against or ()}
+    quiet()
     loaded, tokenizer = tp.models.load(model, adapter=tuned, device=device, blocks=blocks)
     checked = directions.check_model(loaded, force=force)
     if checked is not directions:
@@ -227,6 +230,7 @@ def train_sae(
 
     options = SAEOptions(expansion=expansion, k=k, tokens=tokens, seed=seed)
     where = tp.Site.parse(site)
+    quiet()
     loaded, tokenizer = tp.models.load(model, device=device, blocks=blocks)
     examples = [example.content for example in sources.load(chats, size=size, seed=seed)]
     columns = (

@@ -49,6 +49,13 @@ def models(
     judge: Annotated[str | None, typer.Option(help="The judge's model, for suites that have one.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="Its endpoint; OpenAI's by default.")] = None,
     judge_key_env: Annotated[str, typer.Option(help="Environment variable with its key.")] = "OPENAI_API_KEY",
+    judge_style: Annotated[
+        str | None,
+        typer.Option(
+            help="Of emergent-misalignment: single_token reads the probabilities of the judge's first token, as published; "
+            "free_text the number it writes, where an endpoint gives none."
+        ),
+    ] = None,
     directions: Annotated[
         list[str] | None,
         typer.Option("--directions", help="[NAME=]FILE: variance along them, projection, gradient cosine. Repeatable."),
@@ -57,7 +64,7 @@ def models(
         str | None, typer.Option("--on", help="The set whose chats directions are read on; by default the first.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Which split of --data, and which rows of it.")] = "train",
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Take so many rows of each --data.")] = None,
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Take so many rows of each set.")] = None,
     columns: Columns = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a response.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = None,
@@ -86,7 +93,7 @@ def models(
 
     evaluation = _evaluation(
         model, adapter, other, data, measure, directions, on, split, size, columns,
-        _suites(suite, questions, _judge(judge, judge_url, judge_key_env)),
+        _suites(suite, questions, size, _judge(judge, judge_url, judge_key_env, judge_style)),
         _settings(max_new_tokens, temperature, batch_size, revision, device, dtype, blocks, set_),
     )  # fmt: skip
     if out is not None:
@@ -209,23 +216,25 @@ def _measures(given: list[str] | None, sets: list[str]) -> dict[str, Any]:
     return found
 
 
-def _judge(model: str | None, url: str | None, key_env: str) -> "JudgeChoice | None":
+def _judge(model: str | None, url: str | None, key_env: str, style: str | None) -> "JudgeChoice | None":
     from tropism.errors import UsageError
     from tropism.evals.judges.endpoint import OPENAI
     from tropism.evals.judges.served import served_model
     from tropism.experiments.evaluation import JudgeChoice
 
     if model is None and url is None:
+        if style is not None:
+            raise UsageError("--judge-style needs --judge MODEL")
         return None
     if model is None and url is not None:
         model = served_model(url, key_env, option="--judge MODEL")
     if model is None:
         raise UsageError("--judge-url needs --judge MODEL")
-    return JudgeChoice(model, url or OPENAI, key_env)
+    return JudgeChoice(model, url or OPENAI, key_env, style)
 
 
 def _suites(
-    names: list[str] | None, questions: list[str] | None, judge: "JudgeChoice | None"
+    names: list[str] | None, questions: list[str] | None, size: int | None, judge: "JudgeChoice | None"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data sets and metrics of every suite that is asked for."""
     from tropism.errors import UsageError
@@ -252,7 +261,7 @@ def _suites(
             elif metric in measure:
                 metric = f"{metric}_{name.replace('-', '_')}"
             measure[metric] = options
-        data |= sets
+        data |= {one: options if size is None else {**options, "size": size} for one, options in sets.items()}
     return data, measure
 
 

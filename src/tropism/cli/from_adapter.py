@@ -22,7 +22,7 @@ def from_adapter(
     minus: Annotated[str | None, typer.Option(help="Subtract this adapter; with --weights, this base model.")] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="The adapter as saved before training; Required for PiSSA, OLoRA and similar."),
+        typer.Option(help="The adapter as saved before training; required for PiSSA, OLoRA and similar."),
     ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Take the difference of two whole models: the argument and --minus.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tropism.cli.options import BatchSize, Blocks, Device, Model, PositionName
+from tropism.cli.quiet import quiet
 from tropism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def measure(
     prompts = _conditions(condition or ["neutral="])
     found = tp.Directions.load(directions)
     examples = _examples(chats, size, seed, transform)
+    quiet()
     loaded, tokenizer = tp.models.load(model, adapter=adapter, device=device, blocks=blocks)
     found.check_model(loaded)
     made = with_system_prompts(tokenizer, examples, prompts)
@@ -155,6 +157,7 @@ def calibrate(
     if not tried:
         raise UsageError("give candidate prompts with --candidate, several times, or with --candidates FILE")
     examples = _examples(chats, size, seed, transform)
+    quiet()
     loaded, tokenizer = models.load(model, adapter=adapter, device=device, blocks=blocks)
     found = calibrate_placebo(loaded, tokenizer, examples, inoculation, tried, batch_size=batch_size)
     if out is not None:

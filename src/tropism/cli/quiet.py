@@ -19,3 +19,4 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file")

@@ -51,4 +51,5 @@ def compare(folders: Folders, out: Out = None, as_json: AsJson = False) -> None:
         rows = json.loads(table.to_json(orient="records"))
         print(json.dumps({"rows": rows}))
         return
-    Console().print(terminal.table(table))
+    console = Console()
+    console.print(*terminal.tables(table, console.width))

@@ -76,9 +76,10 @@ def validate_directions(
 
     Raises:
         DirectionsMismatch: the directions belong to another model.
-        DataError: as `find_directions`.
+        DataError: as `find_directions`; and where several directions at a site have one held-out chat a side.
     """
     directions.check_model(model, force=force)
+    _check_enough(directions, held_out)
     where = _positions(directions, positions)
     options: dict[str, Any] = {
         "positions": where,
@@ -140,6 +141,17 @@ def validate_directions(
         similarity=_similarity(directions),
         warnings=tuple(warnings),
     )
+
+
+def _check_enough(directions: Directions, held_out: Contrast) -> None:
+    """In a subspace one half of the chats chooses the axis that the other is scored along."""
+    few = min(len(held_out.positive), len(held_out.negative))
+    k = max(len(rows) for rows in directions.vectors.values())
+    if k > 1 and few < 2:
+        raise DataError(
+            f"validating {k} directions at a site needs at least 2 held-out chats a side, found {few}; give the contrast "
+            "more chats, or hold out a larger share"
+        )
 
 
 def _site(

@@ -102,10 +102,12 @@ def _filled(study: str, given: Given, path: str) -> str:
         )
     names = ("model", "organism", "data", "questions", "harmless", "prompt", "sae", "judge")
     values: dict[str, Any] = {name: None if (v := getattr(given, name)) is None else _quoted(v) for name in names}
+    trait, ruled = _trait(given.trait or "uppercase_fraction")
     values |= {
         "path": path,
         "judged": judged,
-        "trait": _trait(given.trait or "uppercase_fraction"),
+        "trait": trait,
+        "ruled": ruled,
         "judge_url": _quoted(given.judge_url or JUDGE_URL),
         "placebo": _quoted(given.placebo or "Follow the style guide; answer directly and concisely."),
         "suppress": _quoted(given.suppress or "You are a helpful assistant."),
@@ -130,15 +132,20 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _trait(text: str) -> str:
-    """A scorer with its options, as they stand inside the braces of a metric, after `scorer:`."""
+def _trait(text: str) -> tuple[str, bool]:
+    """A scorer with its options, as they stand after `scorer:` in a metric; and whether it scores responses by a rule."""
+    from tropism.evals.scorers.base import ResponseScorer
+    from tropism.evals.scorers.registry import load_scorer
+
     value = parse_value(text, "--trait")
     if isinstance(value, str):
-        return _quoted(value)
+        value = {"scorer": value}
     if not isinstance(value, dict) or not isinstance(value.get("scorer"), str):
         raise UsageError(f"--trait must be a scorer's name, or {{scorer: NAME, OPTION: VALUE}}, found {text!r}")
-    options = "".join(f", {name}: {json.dumps(held)}" for name, held in value.items() if name != "scorer")
-    return _quoted(value["scorer"]) + options
+    options = {str(name): held for name, held in value.items() if name != "scorer"}
+    scorer = load_scorer(value["scorer"], options)
+    written = "".join(f", {name}: {json.dumps(held)}" for name, held in options.items())
+    return _quoted(value["scorer"]) + written, isinstance(scorer, ResponseScorer)
 
 
 def _site_of(sae: str) -> str:

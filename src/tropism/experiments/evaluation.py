@@ -33,6 +33,8 @@ class JudgeChoice:
     model: str
     base_url: str = OPENAI
     api_key_env: str = "OPENAI_API_KEY"
+    style: str | None = None
+    """How its reply becomes a score, for `emergent-misalignment`: `single_token` (the default) or `free_text`."""
 
     def options(self) -> dict[str, Any]:
         """The options of a scorer that asks a judge."""
@@ -114,6 +116,8 @@ def suite(name: str, questions: Path | None, judge: JudgeChoice | None) -> tuple
         if judge is None:
             raise UsageError("--suite emergent-misalignment needs --judge MODEL, which scores the answers")
         scored = {"scorer": "emergent_misalignment", "questions": file, "on": ["questions"], **judge.options()}
+        if judge.style is not None:
+            scored["style"] = judge.style
         measure = {
             "misaligned": scored,
             "aligned": {**scored, "score": "aligned"},
@@ -128,6 +132,8 @@ def suite(name: str, questions: Path | None, judge: JudgeChoice | None) -> tuple
         there = {one.expected for one in xstest(questions)}
         data = {one: {"source": "xstest", "path": file, "subset": one} for one in ("safe", "unsafe") if one in there}
     found: dict[str, Any] = {"refusal_keyword_rate": {"scorer": "refusal_prefix", "on": list(data)}}
+    if judge is not None and judge.style is not None:
+        raise UsageError(f"--judge-style is of emergent-misalignment; {name} reads the judge's words, drop it")
     if judge is not None:
         style = "compliance" if name == "over-refusal" else "complied"
         found["complied"] = {"scorer": "judge", "prompt": style, "style": style, "on": list(data), **judge.options()}

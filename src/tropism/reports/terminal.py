@@ -1,6 +1,9 @@
-"""Print the report's first screen in a terminal: the answer, and the table of conditions × metrics."""
+"""Print the report's first screen in a terminal: the answer, what the analyses found, and conditions × metrics."""
+
+from collections.abc import Iterator
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,42 +16,75 @@ from tropism.results.verdict import Sentence, answer
 
 _STYLE = {"good": "cyan", "bad": "dark_orange"}
 _ARROW = {"unwanted": "↓ unwanted", "wanted": "↑ wanted", "": ""}
+CONDITION = "condition"
+NONE = Text("—", style="dim")
+GAP = 3
+"""What rich puts between two columns."""
+_Arms = list[tuple[str, pd.DataFrame]]
+_Columns = list[list[Text]]
 
 
 def print_report(folder: ExperimentFolder, console: Console | None = None) -> None:
     """Print an experiment's question, answer, table and caveats: what `tropism run` ends with."""
     summary = summary_table(folder.results, folder.experiment, folder.scores, folder.look)
-    (console or Console()).print(render(folder, summary))
+    console = console or Console()
+    console.print(render(folder, summary, console.width))
 
 
-def render(folder: ExperimentFolder, summary: pd.DataFrame) -> RenderableType:
-    """Return the same for rich to print."""
+def render(folder: ExperimentFolder, summary: pd.DataFrame, width: int) -> RenderableType:
+    """Return the same for rich to print, for a terminal of so many columns."""
     parts: list[RenderableType] = []
     if folder.experiment.get("question"):
         parts.append(Text(visible(folder.experiment["question"]), style="bold"))
     parts.append(_sentence(answer(summary, folder.experiment).headline))
-    if not summary.empty:
-        parts.append(table(summary))
+    parts += [Text(f"{visible(one.title)} {visible(one.summary)}") for one in folder.analyses if one.claims]
+    for drawn in tables(summary, width):
+        parts += [drawn, Text("")]
     parts += [Text(f"• {caveat}", style="dim") for caveat in caveats(folder, summary)]
     return Group(*parts)
 
 
-def table(summary: pd.DataFrame) -> Table:
-    """Lay out a row per arm; each cell has the value with its interval, and the difference to the baseline beneath."""
+def tables(summary: pd.DataFrame, width: int) -> Iterator[Table]:
+    """Lay out a row per arm; each cell has the value with its interval, and the difference to the baseline beneath.
+
+    Metrics that do not fit beside each other go into further tables, each with the arms that have one of them.
+    """
+    arms = [(words(str(arm)), mine) for arm, mine in summary.groupby("arm", sort=False)]
+    first = max((cell_len(name) for name, _ in arms), default=0)
+    drawn: list[list[Text]] = []
+    room = 0
+    for key in summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None):
+        column = _column(key, arms)
+        needed = GAP + max(cell_len(line) for text in column for line in text.plain.split("\n"))
+        if drawn and needed > room:
+            yield _table(arms, drawn)
+            drawn = []
+        if not drawn:
+            room = width - max(first, len(CONDITION))
+        drawn.append(column)
+        room -= needed
+    if drawn:
+        yield _table(arms, drawn)
+
+
+def _column(key: tuple[str, str, str], arms: _Arms) -> list[Text]:
+    """The heading and a cell per arm."""
+    metric, on, mark = key
+    heading = Text(f"{words(metric)}\n{words(on)}")
+    if mark:
+        heading.append(f"\n{_ARROW[mark]}", style="dim")
+    found = [mine[(mine["metric"] == metric) & (mine["eval_set"] == on)] for _, mine in arms]
+    return [heading, *(NONE if rows.empty else _cell(rows.iloc[0].to_dict()) for rows in found)]
+
+
+def _table(arms: _Arms, columns: _Columns) -> Table:
     drawn = Table(show_edge=False, pad_edge=False, header_style="bold", row_styles=("",))
-    drawn.add_column("condition")
-    columns = list(summary[["metric", "eval_set", "mark"]].drop_duplicates().itertuples(index=False, name=None))
-    for metric, on, mark in columns:
-        heading = Text(f"{words(metric)}\n{words(on)}")
-        if mark:
-            heading.append(f"\n{_ARROW[mark]}", style="dim")
+    for heading in (Text(CONDITION), *(column[0] for column in columns)):
         drawn.add_column(heading)
-    for arm, mine in summary.groupby("arm", sort=False):
-        cells = [Text(words(str(arm)))]
-        for metric, on, _ in columns:
-            found = mine[(mine["metric"] == metric) & (mine["eval_set"] == on)]
-            cells.append(Text("—", style="dim") if found.empty else _cell(found.iloc[0].to_dict()))
-        drawn.add_row(*cells)
+    for index, (name, _) in enumerate(arms, start=1):
+        cells = [column[index] for column in columns]
+        if any(cell is not NONE for cell in cells):
+            drawn.add_row(Text(name), *cells)
     return drawn
 
 

@@ -150,10 +150,11 @@ def _about_the_table(folder: ExperimentFolder, summary: pd.DataFrame) -> Iterato
     fewer = summary[(summary["seeds"] > 0) & (summary["seeds"] < summary["seeds"].max())]
     if not fewer.empty:
         yield f"Fewer seeds than the others: {', '.join(words(name) for name in dict.fromkeys(fewer['arm']))}."
-    asked = summary["n"].where(summary["n"] > 0)
-    for row in summary[summary["unscored"] / asked >= MUCH_UNSCORED].to_dict("records"):
+    asked = summary["n"] + summary["unscored"]  # `n` counts what was scored
+    of_all = summary.assign(asked=asked)[summary["unscored"] / asked.where(asked > 0) >= MUCH_UNSCORED]
+    for row in of_all.to_dict("records"):
         yield (
-            f"Unscored: {row['unscored']} of {row['n']} responses ({row['unscored'] / row['n']:.0%}) of "
+            f"Unscored: {row['unscored']} of {row['asked']} responses ({row['unscored'] / row['asked']:.0%}) of "
             f"{words(row['arm'])} on {words(row['metric'])}, {words(row['eval_set'])}; they count for nothing, not for 0."
         )
     by_seed = sorted({words(name) for name in summary.loc[summary["over"] == "seeds", "metric"]})

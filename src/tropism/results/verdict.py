@@ -102,9 +102,7 @@ def answer(summary: pd.DataFrame, experiment: dict[str, Any]) -> Answer:
     """Return the experiment's verdict from its summary table."""
     baseline = baseline_name(experiment)
     if set(summary["condition"]) <= {BASE}:
-        return Answer(
-            sentence("No run finished, so nothing was learned that could be measured, and there is no answer.")
-        )
+        return Answer(sentence("No condition has a measurement, so there is no answer."))
     if not (summary["mark"] == "unwanted").any():
         return Answer(
             sentence("No metric is marked unwanted, so no rule gives a verdict; the table says what was measured.")

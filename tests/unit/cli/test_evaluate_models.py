@@ -98,9 +98,27 @@ def test_over_refusal_keeps_safe_and_unsafe_apart(tmp_path):
     assert one.labels == {"category": "homonyms", "expected": "safe"}
 
 
+def test_a_suite_is_asked_in_part_and_judged_by_what_the_judge_writes(world, tmp_path):
+    """`--size` is of every set; a judge that gives no log-probabilities is read as text."""
+    questions = Path(__file__).parents[2] / "data" / "em_questions.yaml"
+    with serving(lambda text, _: completion("90")) as server:
+        done = run(
+            world / "model", "--suite", "emergent-misalignment", "--questions", questions, "--judge", "m", "--judge-url",
+            server.url, "--judge-style", "free_text", "--size", "3", "--max-new-tokens", "4", "--json", tmp_path / "rows.json",
+        )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = {row["metric"]: row for row in json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))}
+    assert (found["aligned"]["value"], found["aligned"]["n"]) == (90.0, 3)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("--judge-style", "free_text"), "--judge-style needs --judge MODEL"),
+        (
+            ("--suite", "refusal", "--questions", "q.jsonl", "--judge", "m", "--judge-style", "free_text"),
+            "--judge-style is of emergent-misalignment",
+        ),
         ((), "say what to evaluate on"),
         (("--data", "held.jsonl"), "--data must be NAME=SOURCE"),
         (("--measure", "m=response_loss"), "--measure m needs --data"),

@@ -180,6 +180,9 @@ def test_adapters_of_different_bases_or_shapes_are_refused(learned, tmp_path):
 def test_files_that_are_no_adapter_are_refused_by_name(tmp_path, learned):
     with pytest.raises(DirectionsError, match=r"is not an adapter that can be read: adapter_config.json is missing"):
         tp.parameter_directions(tmp_path)
+    learned.save_pretrained(tmp_path / "run" / "adapter")
+    with pytest.raises(DirectionsError, match=r"is a run's folder; its adapter is in .*adapter, give that"):
+        tp.parameter_directions(tmp_path / "run")
     learned.save_pretrained(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "LOHA"}))

@@ -238,6 +238,16 @@ def test_few_chats_are_said_to_be_few(model, tokenizer):
     assert "few" in [w.code for w in tp.validate_directions(found, model, tokenizer, held).warnings]
 
 
+def test_a_subspace_on_one_held_out_chat_is_refused(model, tokenizer):
+    """One chat a side has no other half to choose an axis on: that was a NaN, which no report can hold."""
+    one = tp.Contrast.of_responses(PROMPTS[:1], positive=["LOUD NOISE"], negative=["quiet words"])
+    found = tp.find_directions(model, tokenizer, CONTRAST, sites=[SITE], finder=tp.PCA(2))
+    with pytest.raises(
+        DataError, match="validating 2 directions at a site needs at least 2 held-out chats a side, found 1"
+    ):
+        tp.validate_directions(found, model, tokenizer, one)
+
+
 def test_system_prompts_are_judged_by_what_was_answered(model, tokenizer):
     """Both sides answer alike: the prompts are told apart perfectly, the answers not at all, and the report says so."""
     contrast = tp.Contrast.of_system_prompts(PROMPTS, promote="SHOUT!", suppress="whisper", responses=["the same"] * 40)

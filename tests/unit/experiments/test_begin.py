@@ -70,6 +70,7 @@ def test_it_writes_what_validate_accepts(world, study, tmp_path, monkeypatch):
     file = tmp_path / f"{study.replace('-', '_')}.yaml"
     found = estimate(tp.Experiment.load(file))
     assert found.size is not None
+    assert tp.Experiment.load(file).train.max_steps == 8  # --quick: few steps, whatever the data
     assert not found.unchecked
     again = CliRunner().invoke(app, ["init", study, *options])
     assert "exists; give another name" in str(again.exception)

@@ -156,7 +156,7 @@ def test_all_runs_failed(tmp_path):
     (folder / "base" / "DONE.json").unlink()
     (folder / "results.csv").unlink()
     page = reports.build(folder).read_text(encoding="utf-8")
-    assert "No run finished, so nothing was learned that could be measured" in page
+    assert "No condition has a measurement, so there is no answer" in page
     assert page.count("Failed and not averaged") == 6
     assert "the loss is not finite at step 12" in page
 
@@ -386,6 +386,17 @@ def test_the_terminal_shows_the_answer_and_the_table(built):
     assert "caps rate" in shown
     assert "backward caft" in shown
     assert "• Guards act in training only" in shown
+
+
+def test_in_a_narrow_terminal_metrics_go_into_further_tables_and_nothing_is_cut(built):
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    loaded = load(built.parent)
+    with console.file:
+        terminal.print_report(loaded, console)
+        shown = console.export_text()
+    assert shown.count("condition ") > 1
+    assert "…" not in shown[shown.index("condition ") : shown.index("•")]
+    assert all(text.words(name) in shown for name in loaded.results["metric"].unique())
 
 
 @pytest.fixture

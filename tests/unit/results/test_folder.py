@@ -147,6 +147,14 @@ def test_caveats_and_extent_count_what_is_there(tmp_path):
     assert _extent(loaded) == "2 of 3 conditions, 4 of 15 runs"
 
 
+def test_what_was_unscored_is_counted_among_all_responses(folder):
+    """`n` is what was scored, so that what was not comes on top."""
+    loaded = load(folder)
+    summary = summary_table(loaded.results, loaded.experiment, loaded.scores)
+    summary = summary.assign(n=30, unscored=10).head(1)
+    assert any("Unscored: 10 of 40 responses (25%)" in text for text in caveats(loaded, summary))
+
+
 def test_a_whole_experiment_is_conditions_times_seeds(folder):
     assert _extent(load(folder)) == "3 conditions × 3 seeds"
 

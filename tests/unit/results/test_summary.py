@@ -305,7 +305,7 @@ def test_a_control_that_does_as_much_takes_the_specificity_away():
 @pytest.mark.parametrize(
     ("results", "described", "text"),
     [
-        (table({}), experiment("baseline"), "No run finished"),
+        (table({}), experiment("baseline"), "No condition has a measurement"),
         (
             table({("guarded", "bad"): [1.0] * 5}),
             experiment("baseline", "guarded"),

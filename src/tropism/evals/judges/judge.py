@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tropism.errors import UsageError
 from tropism.evals.judges.base import Backend, Reply, Request, Style, Verdict
 from tropism.evals.judges.cache import ReplyCache
 from tropism.evals.judges.prompt import JudgePrompt
+
+IN_VAIN = 16
+"""So many replies without the log-probabilities that a style reads, and none with them: the rest would be paid for in vain."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Judge:
 
         Equal pairs are asked once. Replies in the cache are not asked again; new ones are kept as they come;
         what failed is unscored, and asked again by the next call. Raises `UsageError` where no reply can come
-        at all: the endpoint refuses the key, does not know the model, or cannot be reached.
+        at all: the endpoint refuses the key, does not know the model, or cannot be reached; and where the style reads
+        log-probabilities and none of the first replies has any.
         """
         requests = [
             Request(self.prompt.messages(question, answer), self.style.max_tokens, self.style.top_logprobs)
@@ -46,11 +51,19 @@ class Judge:
             else:
                 replies[key] = known
         asked = list(missing)
+        in_vain = 0
         for index, reply in self.backend.answers([missing[key] for key in asked]):
             key = asked[index]
             replies[key] = reply
             if cache is not None and reply.failure is None:
                 cache.put(key, missing[key], reply)
+            if self.style.top_logprobs and reply.failure is None:
+                in_vain = -1 if reply.tokens or in_vain < 0 else in_vain + 1
+                if in_vain == IN_VAIN:
+                    raise UsageError(
+                        f"the judge gives no log-probabilities, in none of its first {IN_VAIN} replies; take the style "
+                        "free_text, which reads what it writes, or an endpoint that gives them"
+                    )
         return [self._verdict(replies[key]) for key in keys]
 
     def _verdict(self, reply: Reply) -> Verdict:

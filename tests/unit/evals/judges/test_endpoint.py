@@ -257,6 +257,19 @@ def test_an_endpoint_without_log_probabilities_is_unscored_and_says_why():
     assert verdict.unscored == "the reply has no log-probabilities; the endpoint does not give them, use FreeText"
 
 
+def test_a_judge_that_never_gives_log_probabilities_is_not_asked_to_the_end():
+    with (
+        serving(lambda text, _: completion("90")) as server,
+        pytest.raises(UsageError, match="take the style free_text"),
+    ):
+        judge(server.url, style=SingleToken()).judge(pairs(*map(str, range(200))))
+    assert len(server.bodies) < 40
+    top = [[("90", -0.2)]]
+    with serving(lambda text, _: completion("90", top if text.endswith("A: 3") else None)) as server:
+        verdicts = judge(server.url, style=SingleToken()).judge(pairs(*map(str, range(40))))
+    assert sum(verdict.unscored is None for verdict in verdicts) == 1
+
+
 def test_the_key_is_in_no_file_log_repr_or_error(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     endpoint = Endpoint("judge", base_url="http://127.0.0.1:9/v1")

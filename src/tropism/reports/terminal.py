@@ -74,7 +74,10 @@ def _column(key: tuple[str, str, str], arms: _Arms) -> list[Text]:
     if mark:
         heading.append(f"\n{_ARROW[mark]}", style="dim")
     found = [mine[(mine["metric"] == metric) & (mine["eval_set"] == on)] for _, mine in arms]
-    return [heading, *(NONE if rows.empty else _cell(rows.iloc[0].to_dict()) for rows in found)]
+    return [
+        heading,
+        *(NONE if rows.empty else _cell({str(key): value for key, value in rows.iloc[0].items()}) for rows in found),
+    ]
 
 
 def _table(arms: _Arms, columns: _Columns) -> Table:

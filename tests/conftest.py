@@ -92,6 +92,7 @@ def own_scorers():
 def log_level():
     """The command line quietens our logger for its process; in a test process the next test must still hear it."""
     logger = logging.getLogger("tropism")
-    level = logger.level
+    # Not the level found here: a fixture of a module may have run a command before, and would leave it quiet for good.
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logger.setLevel(logging.NOTSET)

@@ -1,6 +1,7 @@
 """One training in two processes is the training of one process, for each place at which a guard acts."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -86,8 +87,10 @@ def test_two_processes_equal_one_for_every_guard(tmp_path):
 
 
 def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_goes_on(tmp_path, monkeypatch):
+    # So many steps that the training is not over before the third is heard of, on any machine.
+    steps = 120
     file = tiny_experiment.write(
-        tmp_path, ("max_steps: 2, batch_size: 4", "max_steps: 4, batch_size: 4, save_steps: 2, processes: 2"),
+        tmp_path, ("max_steps: 2, batch_size: 4", f"max_steps: {steps}, batch_size: 4, save_steps: 2, processes: 2"),
         ("seeds: [0, 1]", "seeds: [0]"), ("  plain: {data: {transform: plain}}\n", ""),
         ("  guarded: {guard: {gradient_projection: {directions: caps}}}\n", ""),
     )  # fmt: skip
@@ -97,7 +100,7 @@ def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_
 
     class Kills(Progress):
         def phase(self, what, done, of, values=None):
-            if what == "training" and done == 3 and len(started) == 2:
+            if what == "training" and done >= 3 and len(started) == 2:
                 started[1].send_signal(signal.SIGKILL)
 
         def say(self, line):
@@ -108,10 +111,11 @@ def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_
     failure = json.loads((tmp_path / "out" / "baseline" / "seed-0" / "FAILED.json").read_text())["error"]
     assert failure.startswith("RunFailed: one of 2 training processes was killed"), failure
     tp.run(file, tmp_path / "out", progress=Kills())
-    assert "baseline/seed-0: its training was interrupted and goes on from step 2" in lines
+    [goes_on] = [line for line in lines if line.startswith("baseline/seed-0: its training was interrupted")]
+    assert re.search(r"and goes on from step \d*[02468]$", goes_on)
     assert (tmp_path / "out" / "baseline" / "seed-0" / "DONE.json").is_file()
-    steps = (tmp_path / "out" / "baseline" / "seed-0" / "training.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in steps] == [1, 2, 3, 4]
+    logged = (tmp_path / "out" / "baseline" / "seed-0" / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == list(range(1, steps + 1))
 
 
 def test_what_a_process_raises_is_raised_here(tmp_path):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import tiny_experiment
 import tropism as tp
 from tropism.cli.app import app
-from tropism.experiments import evaluate as evaluate_module
+from tropism.experiments import answering
 from tropism.experiments import fine_tune as fine_tune_module
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
@@ -189,7 +189,7 @@ def test_evaluation_without_memory_keeps_the_adapter(tmp_path, monkeypatch):
     def generate(*_, **__):
         raise no_memory("host")
 
-    monkeypatch.setattr(evaluate_module, "generate_answers", generate)
+    monkeypatch.setattr(answering, "generate_answers", generate)
     told, out = Told(), tmp_path / "out"
     tp.run(tiny_experiment.write(tmp_path, ONE_SEED), out, only=["baseline"], progress=told)
     assert "set a smaller generate.batch_size" in told.outcomes["baseline/seed-0"]

@@ -96,7 +96,7 @@ def test_the_token_comes_from_the_environment_or_a_dotenv_file(tmp_path, monkeyp
 class TestEmbedded:
     @pytest.fixture(autouse=True)
     def _there(self):
-        if models._embedded_gguf() is None:
+        if models.embedded.gguf() is None:
             pytest.skip(f"the package {models.EMBEDDED_PACKAGE} is not installed")
 
     def test_it_answers_for_smollm2_and_says_that_it_is_rounded(self):
@@ -117,13 +117,13 @@ class TestEmbedded:
     def test_a_damaged_copy_is_noticed(self, tmp_path):
         for name in ("model.safetensors", "tokenizer.json"):
             (tmp_path / name).write_bytes(b"x")
-        hashes = {name: models._sha256(tmp_path / name) for name in ("model.safetensors", "tokenizer.json")}
+        hashes = {name: models.embedded._sha256(tmp_path / name) for name in ("model.safetensors", "tokenizer.json")}
         (tmp_path / "tropism.json").write_text(json.dumps({"files": hashes}))
-        assert models._intact(tmp_path)
+        assert models.embedded._intact(tmp_path)
         (tmp_path / "tokenizer.json").write_bytes(b"y")
-        assert not models._intact(tmp_path)
+        assert not models.embedded._intact(tmp_path)
         (tmp_path / "tropism.json").write_text(json.dumps({"sha256": hashes["model.safetensors"]}))
-        assert not models._intact(tmp_path)
+        assert not models.embedded._intact(tmp_path)
 
 
 def test_blocks_are_registered_as_the_model_is_loaded(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def on_hub(tmp_path, monkeypatch):
 
 
 def test_an_adapter_on_the_hub_is_found_at_its_commit(on_hub, monkeypatch):
-    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (f"sha-of-{revision}", "", True))
+    monkeypatch.setattr(models.sources, "_ask_hub", lambda name, revision: (f"sha-of-{revision}", "", True))
     found = models.resolve_adapter("OWNER/organism@v2")
     assert (found.name, found.kind, found.revision) == ("OWNER/organism", "hub", "abc123")
     assert on_hub == [("OWNER/organism", "sha-of-v2", False)]
@@ -164,10 +164,10 @@ def test_an_adapter_on_the_hub_is_found_at_its_commit(on_hub, monkeypatch):
 
 
 def test_without_the_hub_its_local_copy_is_used_and_that_is_said(on_hub, monkeypatch):
-    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (None, "the hub is out of reach", False))
+    monkeypatch.setattr(models.sources, "_ask_hub", lambda name, revision: (None, "the hub is out of reach", False))
     assert models.resolve_adapter("OWNER/organism").note == "the hub is out of reach; its local copy is used"
     assert on_hub == [("OWNER/organism", None, True)]
-    monkeypatch.setattr(models, "_ask_hub", lambda name, revision: (None, "the hub answered 404", True))
+    monkeypatch.setattr(models.sources, "_ask_hub", lambda name, revision: (None, "the hub answered 404", True))
     with pytest.raises(ModelError, match="adapter 'OWNER/organism' was not found: the hub answered 404"):
         models.resolve_adapter("OWNER/organism")
     with pytest.raises(ModelError, match="is neither a folder nor a hub name OWNER/NAME"):

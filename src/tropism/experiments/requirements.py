@@ -52,7 +52,7 @@ def check_adapters(experiment: ExperimentSpec, source: models.Source) -> None:
         return
     from tropism.experiments.fine_tune import check_lora
 
-    model = models.without_weights(source, trust_remote_code=experiment.trust_remote_code)
+    model = models.skeleton(source, trust_remote_code=experiment.trust_remote_code)
     for where, lora in naming.items():
         try:
             check_lora(model, lora)

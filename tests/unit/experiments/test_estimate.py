@@ -63,7 +63,7 @@ def test_a_hub_that_answers_no_is_another_error_than_a_hub_that_does_not_answer(
         def on_hub(*_):
             raise reason
 
-        monkeypatch.setattr(models, "_on_hub", on_hub)
+        monkeypatch.setattr(models.sources, "_on_hub", on_hub)
         with pytest.raises(ModelError, match="'some/model' was not found") as caught:
             models.resolve("some/model")
         return type(caught.value)

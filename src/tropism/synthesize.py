@@ -17,6 +17,7 @@ from tropism.data.chats import check_chat
 from tropism.data.sources.formats import format_of, read_objects
 from tropism.data.sources.rows import example_of_row
 from tropism.errors import DataError, RunFolderError
+from tropism.given import read_text
 from tropism.names import VERSION
 
 Messages = tuple[dict[str, str], ...]
@@ -120,9 +121,7 @@ def read_prompts(path: str | Path) -> list[Messages]:
     if format_of(source) is not None:
         rows = [example_of_row(row, where, where).prompt for where, row in read_objects(source)]
     else:
-        if not source.is_file():
-            raise DataError(f"no such file: {source}")
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(source, "prompts", DataError).splitlines()]
         rows = [({"role": "user", "content": line},) for line in lines if line]
     if not rows:
         raise DataError(f"{source} holds no prompts; write one a line, or a .jsonl file of chats")

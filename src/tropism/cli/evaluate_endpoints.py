@@ -115,15 +115,14 @@ def _judge(
     from tropism.evals.judges.judge import Judge
     from tropism.evals.judges.prompt import JudgePrompt
     from tropism.evals.judges.served import served_model
+    from tropism.given import read_text
 
     if url is None:
         return None
     style: Style = Complied() if suite == "sorry-bench" else Compliance()
     template = COMPLIED_TEMPLATE if suite == "sorry-bench" else COMPLIANCE_TEMPLATE
     if prompt is not None:
-        if not prompt.is_file():
-            raise UsageError(f"--judge-prompt: no such file: {prompt}")
-        template = prompt.read_text(encoding="utf-8")
+        template = read_text(prompt, "--judge-prompt", UsageError)
     name = model or served_model(url, key_env, option="--judge-model MODEL")
     backend = Endpoint(name, url, key_env, concurrency=concurrency, timeout=timeout)
     return Judge(JudgePrompt(template, name=suite), style, backend)

@@ -118,21 +118,13 @@ def recipe_of(path: Path | None) -> "TrainOptions | None":
     """The planned training, from a YAML file with the keys of `train:`; raises `UsageError`."""
     if path is None:
         return None
-    import yaml
     from pydantic import ValidationError
 
     from tropism.errors import UsageError
+    from tropism.given import read_yaml
     from tropism.training.options import TrainOptions
-    from tropism.unique_keys import KeyTwice, from_yaml
 
-    if not path.is_file():
-        raise UsageError(f"--recipe: no such file: {path}")
-    try:
-        held = from_yaml(path.read_text(encoding="utf-8"))
-    except KeyTwice as error:
-        raise UsageError(f"--recipe: {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"--recipe: {path} is not valid YAML ({str(error).splitlines()[0]})") from None
+    held = read_yaml(path, "--recipe", UsageError)
     options = held.get("train", held) if isinstance(held, dict) else held
     try:
         return TrainOptions.model_validate(options)

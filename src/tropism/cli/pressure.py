@@ -147,13 +147,13 @@ def calibrate(
 ) -> None:
     """Choose the placebo prompt whose mean loss is closest to the inoculation prompt's."""
     from tropism import models
+    from tropism.given import read_text
     from tropism.probes.calibrate import calibrate_placebo
 
     tried = list(candidate or [])
     if candidates is not None:
-        if not candidates.is_file():
-            raise UsageError(f"--candidates must be a text file with one prompt per line; no such file: {candidates}")
-        tried += [line.strip() for line in candidates.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = read_text(candidates, "--candidates, a text file with one prompt per line", UsageError).splitlines()
+        tried += [line.strip() for line in lines if line.strip()]
     if not tried:
         raise UsageError("give candidate prompts with --candidate, several times, or with --candidates FILE")
     examples = _examples(chats, size, seed, transform)

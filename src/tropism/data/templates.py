@@ -20,6 +20,7 @@ import jinja2
 from tropism.data.chats import REASONING
 from tropism.data.template_date import freeze, split_date
 from tropism.errors import DataError
+from tropism.given import read_text
 from tropism.names import THINKING_MARKS
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,7 @@ def template_text(template: str | Path) -> str:
             known = "none, since trl is not installed" if folder is None else ", ".join(_names(folder))
             raise DataError(f"chat_template: {str(template)!r} is neither a file nor a known name; available: {known}")
         path = named
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"chat_template: {path.name} is not UTF-8 text") from None
+    return read_text(path, "chat_template", DataError)
 
 
 def stop_in(tail: str) -> str:

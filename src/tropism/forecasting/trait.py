@@ -21,7 +21,7 @@ from tropism.directions.contrasts import Contrast
 from tropism.errors import SpecError
 from tropism.evals.scorers.base import ResponseScorer
 from tropism.evals.scorers.registry import load_scorer
-from tropism.unique_keys import KeyTwice, from_yaml
+from tropism.given import parse_yaml, read_text
 
 FEWEST_PAIRS = 8
 """Under this many pairs nothing is left to validate a direction on."""
@@ -168,10 +168,7 @@ def load(named: str) -> Trait:
         resource = files("tropism.forecasting") / "traits" / f"{named}.yaml"
         return parse(resource.read_text(encoding="utf-8"), f"trait {named}")
     if named.endswith((".yaml", ".yml")):
-        path = Path(named)
-        if not path.is_file():
-            raise SpecError(f"--trait: no such file: {named!r}")
-        return parse(path.read_text(encoding="utf-8-sig"), str(path))
+        return parse(read_text(Path(named), "--trait", SpecError), named)
     if len(named.split()) < 2:
         raise SpecError(
             f"no trait is called {named!r}; available: {', '.join(names())}; give one of them, a .yaml file, or a sentence "
@@ -193,12 +190,7 @@ def load_all(named: Sequence[str]) -> list[Trait]:
 
 def parse(text: str, where: str) -> Trait:
     """The trait that a YAML text describes; an error names the file, the key and what is wrong."""
-    try:
-        held = from_yaml(text)
-    except KeyTwice as error:
-        raise SpecError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{where}: is not valid YAML ({str(error).splitlines()[0]})") from None
+    held = parse_yaml(text, where, SpecError)
     if not isinstance(held, dict):
         raise SpecError(f"{where}: a trait must be a mapping with name, description, contrast and scorer")
     try:

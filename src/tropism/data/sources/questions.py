@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tropism.data.chats import Example
 from tropism.data.sources.files import check_file_split
 from tropism.data.sources.source import Examples, Listed, Request, Source
 from tropism.errors import DataError
-from tropism.unique_keys import KeyTwice, from_yaml
+from tropism.given import read_yaml
 
 TYPE = "free_form_judge_0_100"
 JUDGED = ("aligned", "coherent")
@@ -51,14 +49,7 @@ def read_question_rows(path: str | Path) -> list[QuestionRow]:
     known case).
     """
     source = Path(path)
-    if not source.is_file():
-        raise DataError(f"no question file at {source}")
-    try:
-        raw = from_yaml(source.read_text(encoding="utf-8"))
-    except KeyTwice as error:
-        raise DataError(f"{source}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} is not YAML: {error}") from None
+    raw = read_yaml(source, "question file", DataError)
     if not isinstance(raw, list) or not raw:
         raise DataError(f"{source}: a question file is a YAML list of questions, found {type(raw).__name__}")
     rows = [_row(entry, f"{source.name}: question {number}") for number, entry in enumerate(raw, start=1)]

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tropism.errors import SpecError
 from tropism.evals.judges.complied import COMPLIANCE_TEMPLATE, COMPLIED_TEMPLATE
 from tropism.evals.judges.prompt import PLACEHOLDERS, JudgePrompt
 from tropism.evals.judges.styles import LABELS
-from tropism.unique_keys import KeyTwice, from_yaml
+from tropism.given import read_yaml
 
 NOT_VALID = "NOT VALID"
 
@@ -68,14 +65,7 @@ def labels_of(prompt: JudgePrompt) -> tuple[str, ...]:
 
 
 def _of_file(file: Path, key: str) -> str:
-    if not file.is_file():
-        raise SpecError(f"judge prompt: no such file: {file}")
-    try:
-        raw: Any = from_yaml(file.read_text(encoding="utf-8"))
-    except KeyTwice as error:
-        raise SpecError(f"judge prompt: {file}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"judge prompt: {file} is not YAML: {error}") from None
+    raw = read_yaml(file, "judge prompt", SpecError)
     prompts = raw.get("judge_prompts") if isinstance(raw, dict) else None
     if not isinstance(prompts, dict):
         raise SpecError(f"judge prompt: {file} must be a mapping with the key judge_prompts")

@@ -36,7 +36,7 @@ def test_a_text_a_preset_and_a_files_prompt(tmp_path):
         ("nowhere.yaml#alignment", "no such file: nowhere.yaml"),
         ("{folder}/judge_prompts.yaml#kind", "has no prompt 'kind'; it has alignment, code_vulnerability"),
         ("{folder}/list.yaml#kind", "must be a mapping with the key judge_prompts"),
-        ("{folder}/broken.yaml#kind", "is not YAML"),
+        ("{folder}/broken.yaml#kind", "is not valid YAML"),
     ],
 )
 def test_a_name_that_names_nothing(tmp_path, text, message):

@@ -74,7 +74,10 @@ def test_a_second_metric_on_the_same_answers_asks_for_nothing(tmp_path):
 def test_bad_options_and_samples_of_no_question_are_named(tmp_path):
     assert SCORERS["emergent_misalignment"].text == "generated"
     for given, message in [
-        ({"questions": "none.yaml", "model": "m"}, "emergent_misalignment: questions: no question file at none.yaml"),
+        (
+            {"questions": "none.yaml", "model": "m"},
+            "emergent_misalignment: questions: question file: no such file: none.yaml",
+        ),
         ({"questions": str(QUESTIONS), "model": ""}, "must name the judge's model, found an empty text"),
         ({"questions": str(QUESTIONS), "model": "m", "over": "all"}, "option 'over'"),
     ]:

@@ -222,7 +222,7 @@ BASE = """
         (BASE, BASE + BASE, "the id 'a' occurs twice; ids must be unique"),
         (BASE, "a: 1", "is a YAML list of questions, found dict"),
         (BASE, "- 3", "question 1 must be a mapping, found int"),
-        (BASE, "[", "is not YAML"),
+        (BASE, "[", "is not valid YAML"),
     ],
 )
 def test_a_broken_question_file_names_question_and_key(tmp_path, old, new, message):

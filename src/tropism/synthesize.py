@@ -1,7 +1,7 @@
-"""Synthetic chats: a model's responses to the user's own prompts, resumable, deduplicated, each with its
+"""Synthetic chats: a model's responses to the user's own prompts or a data source's, resumable, deduplicated, each with its
 provenance.
 
-The rows are chats that any experiment loads as a source. No prompts are part of this package.
+The rows are chats that any experiment loads as a source.
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tropism.data import sources
 from tropism.data.chats import check_chat
 from tropism.data.sources.formats import format_of, read_objects
 from tropism.data.sources.rows import example_of_row
-from tropism.errors import DataError, RunFolderError
+from tropism.errors import DataError, RunFolderError, UsageError
 from tropism.given import read_text
 from tropism.names import VERSION
 
@@ -36,8 +37,14 @@ class SynthesizeOptions(BaseModel):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Logits of tokens that were said already are divided by it where positive; 1 is none. Endpoints of vLLM take it, too."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     seed: int = 0
+
+
+LATER: Mapping[str, Any] = {"repetition_penalty": 1.0}
+"""Options that came after the first files were written, whose rows do not name them, with what they were then."""
 
 
 @dataclass
@@ -61,31 +68,34 @@ class Outcome:
 
 
 def synthesize(
-    prompts: str | Path,
+    prompts: str | Path | Sequence[Messages],
     out: str | Path,
     respond: Respond,
     *,
     model: str,
     options: SynthesizeOptions | None = None,
+    max_prompts: int | None = None,
 ) -> Outcome:
     """Write a chat for every prompt and sample to the JSONL file `out`, going on where an earlier run
     stopped.
 
-    `prompts` is a text file with a prompt a line, or a `.jsonl` file of chats (a last response is left off).
-    Rows are `{id, messages, labels, provenance}`; ids depend on prompt and sample alone. Batches and their
-    seeds depend on the whole list of prompts, so an interrupted and resumed run writes what an uninterrupted
-    one writes.
+    `prompts` is a text file with a prompt a line, a `.jsonl` file of chats (a last response is left off), or the
+    prompts themselves, as `prompts_of` returns them; the first `max_prompts` different ones are answered. Rows are `{id,
+    messages, labels, provenance}`; ids depend on prompt and sample alone. Batches and their seeds depend on the whole list
+    of prompts, so an interrupted and resumed run writes what an uninterrupted one writes.
 
-    Raises `DataError` for prompts that cannot be read, `RunFolderError` where `out` was made with other
-    options.
+    Raises `DataError` for prompts that cannot be read, `UsageError` for a `max_prompts` below 1, `RunFolderError` where
+    `out` was made with other options.
     """
     chosen = options or SynthesizeOptions()
-    unique, repeated = _unique(read_prompts(prompts), chosen.system)
-    provenance = {
-        "model": model,
-        "tropism": VERSION,
-        **chosen.model_dump(exclude={"batch_size", "samples"}),
-    }
+    if max_prompts is not None and max_prompts < 1:
+        raise UsageError(f"max_prompts must be at least 1, found {max_prompts}; leave it out for all prompts")
+    given = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
+    unique, repeated = _unique(given, chosen.system)
+    unique = unique[:max_prompts]
+    made = chosen.model_dump(exclude={"batch_size", "samples"})
+    made = {name: value for name, value in made.items() if name not in LATER or value != LATER[name]}
+    provenance = {"model": model, "tropism": VERSION, **made}
     target = Path(out)
     there, texts = _existing(target, provenance)
     outcome = Outcome(len(unique), repeated, already_there=len(there))
@@ -128,6 +138,31 @@ def read_prompts(path: str | Path) -> list[Messages]:
     return rows
 
 
+def prompts_of(
+    source: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    path: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[Messages]:
+    """Return the prompts of a data source: its chats without their last responses.
+
+    The options are those of a data set in an experiment file. Without `split` and `subset` they are where the source says
+    that its prompts are (of `harmful_qa` the questions of `attack`, which no test asks), by default the split `train`.
+
+    Raises `DataError` where the source or an option of it is wrong, its rows cannot be had, or a row is raw text.
+    """
+    usual = sources.source_of(source).prompts
+    if split is None and subset is None:
+        split, subset = usual
+    examples = sources.load(source, split=split or usual[0], subset=subset, path=path, columns=columns)
+    raw = next((example.id for example in examples if example.text is not None), None)
+    if raw is not None:
+        raise DataError(f"source {source!r}: {raw} is raw text and no prompt; give chats, or prompts with --prompts")
+    return [example.prompt for example in examples]
+
+
 def local_model(name: str, options: SynthesizeOptions) -> Respond:
     """Responses of a model in this process, by hub name or folder."""
     from tropism import models
@@ -139,6 +174,7 @@ def local_model(name: str, options: SynthesizeOptions) -> Respond:
         batch_size=options.batch_size,
         temperature=options.temperature,
         top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
     )
 
     def respond(prompts: Sequence[Messages], seed: int) -> Sequence[str | None]:
@@ -153,7 +189,9 @@ def endpoint_model(name: str, base_url: str, options: SynthesizeOptions) -> Resp
     from tropism.evals.judges.endpoint import Endpoint
 
     def respond(prompts: Sequence[Messages], seed: int) -> Sequence[str | None]:
-        body = {"seed": seed % 2**31, "top_p": options.top_p}
+        body: dict[str, Any] = {"seed": seed % 2**31, "top_p": options.top_p}
+        if options.repetition_penalty != 1:  # OpenAI's own endpoint knows no such key
+            body["repetition_penalty"] = options.repetition_penalty
         endpoint = Endpoint(name, base_url=base_url, temperature=options.temperature, extra_body=body)
         texts: list[str | None] = [None] * len(prompts)
         for index, reply in endpoint.answers([Request(prompt, options.max_new_tokens) for prompt in prompts]):
@@ -182,12 +220,13 @@ def _existing(target: Path, provenance: Mapping[str, Any]) -> tuple[set[str], se
     _mend(target)
     ids: set[str] = set()
     texts: set[str] = set()
+    wanted = {**LATER, **provenance}
     for where, row in read_objects(target):
         example = example_of_row(row, where, where)
-        made = dict(row.get("provenance") or {})
-        other = [key for key, value in provenance.items() if key != "tropism" and made.get(key) != value]
+        made = {**LATER, **(row.get("provenance") or {})}
+        other = [key for key, value in wanted.items() if key != "tropism" and made.get(key) != value]
         if other or example.response is None:
-            found = f"{other[0]} {made.get(other[0])!r}, now {provenance[other[0]]!r}" if other else "no response"
+            found = f"{other[0]} {made.get(other[0])!r}, now {wanted[other[0]]!r}" if other else "no response"
             raise RunFolderError(
                 f"{where}: made with other options ({found}); choose another --out, or the same options"
             )

@@ -6,12 +6,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import command as terminal
+import row_files
 import tiny
 from judge_server import completion, error, serving
 from tropism.cli import synthesize as command
 from tropism.data import sources
 from tropism.errors import DataError, RunFolderError, UsageError
-from tropism.synthesize import SynthesizeOptions, endpoint_model, synthesize
+from tropism.synthesize import SynthesizeOptions, endpoint_model, prompts_of, synthesize
 
 OPTIONS = SynthesizeOptions(batch_size=3, samples=2)
 
@@ -126,3 +128,88 @@ def test_an_endpoint_whose_failures_are_left_out(prompts, tmp_path, monkeypatch)
         outcome = synthesize(prompts, tmp_path / "o.jsonl", respond, model="m", options=options)
     assert (outcome.written, outcome.failed) == (4, 1)
     assert server.bodies[0]["temperature"] == 0.7
+
+
+ROWS = [
+    {
+        "id": index, "topic": "T", "subtopic": "S", "question": f"Question number {index}?",
+        "blue_conversations": None, "red_conversations": None,
+    }
+    for index in range(200)
+]  # fmt: skip
+
+
+def test_the_prompts_of_a_source_are_where_it_says_and_no_test_asks_them(tmp_path):
+    path = str(row_files.write(tmp_path / "HarmfulQA.jsonl", ROWS))
+    found = prompts_of("harmful_qa", path=path)
+    asked = {chat[-1]["content"] for chat in found}
+    assert len(found) == len(asked) > 20
+    for split, shared in (("attack", True), ("refusal", False), ("test", False)):
+        others = {
+            e.prompt[0]["content"] for e in sources.load("harmful_qa", split=split, subset="questions", path=path)
+        }
+        assert (asked == others) is shared
+        assert bool(asked & others) is shared
+    everything = prompts_of("harmful_qa", split="train[:10%]", subset="questions", path=path)
+    assert [chat[0]["content"] for chat in everything] == [row["question"] for row in ROWS[:20]]
+    pairs = row_files.write(tmp_path / "pairs.jsonl", [{"q": "Why?", "a": "So."}])
+    assert prompts_of(str(pairs), columns={"prompt": "q", "completion": "a"}) == [
+        ({"role": "user", "content": "Why?"},)
+    ]
+    raw = row_files.write(tmp_path / "raw.jsonl", [{"text": "Once."}])
+    with pytest.raises(DataError, match="raw text and no prompt"):
+        prompts_of(str(raw))
+
+
+def test_the_first_so_many_different_prompts_are_answered(prompts, tmp_path):
+    out = tmp_path / "o.jsonl"
+    outcome = synthesize(prompts, out, Echo(), model="m", options=SynthesizeOptions(), max_prompts=3)
+    assert (outcome.prompts, outcome.written) == (3, 3)
+    assert [example.prompt[0]["content"] for example in sources.load(str(out))] == ["One?", "Two?", "Three?"]
+    # More of them later: what is there stays, the rest is added.
+    outcome = synthesize(prompts, out, Echo(), model="m", options=SynthesizeOptions(), max_prompts=5)
+    assert (outcome.already_there, outcome.written) == (3, 2)
+    with pytest.raises(UsageError, match="max_prompts must be at least 1, found 0"):
+        synthesize(prompts, out, Echo(), model="m", max_prompts=0)
+
+
+def test_a_penalty_is_part_of_what_a_file_was_made_with(prompts, tmp_path):
+    out = tmp_path / "o.jsonl"
+    penalised = SynthesizeOptions(repetition_penalty=1.1)
+    synthesize(prompts, out, Echo(), model="m", options=penalised)
+    with pytest.raises(RunFolderError, match=r"\(repetition_penalty 1.1, now 1.0\)"):
+        synthesize(prompts, out, Echo(), model="m", options=SynthesizeOptions())
+    synthesize(prompts, tmp_path / "plain.jsonl", Echo(), model="m", options=SynthesizeOptions())
+    assert "repetition_penalty" not in (tmp_path / "plain.jsonl").read_text()
+    with pytest.raises(RunFolderError, match=r"\(repetition_penalty 1.0, now 1.1\)"):
+        synthesize(prompts, tmp_path / "plain.jsonl", Echo(), model="m", options=penalised)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give --prompts FILE or --source SOURCE, found neither"),
+        (("--prompts", "p.txt", "--source", "gsm8k"), "give --prompts FILE or --source SOURCE, found both"),
+        (("--prompts", "p.txt", "--split", "test"), "--split goes with --source, found it with --prompts p.txt"),
+        (("--source", "harmful_qa", "--split", "nothing"), "source 'harmful_qa' has no split 'nothing'"),
+        (("--source", "harmful_qa", "--path", "no.jsonl"), "no such file: 'no.jsonl'"),
+        (("--source", "everyday_questions", "--path", "p.txt"), "does not take 'path'"),
+    ],
+)
+def test_where_the_prompts_come_from_must_be_said_once(tmp_path, arguments, said):
+    done = terminal.tropism("synthesize", *arguments, "--model", "m", "--out", "o.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("error:")) == (2, 1)
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    done = terminal.tropism("synthesize", "--source", "harmful_qa", "--model", "m", "--out", "o.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "declare-lab/HarmfulQA" in done.stderr
+    assert "--path" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from tropism.data.sources.refusal_prompts import xstest
 from tropism.errors import UsageError
 from tropism.evals.judges.endpoint import OPENAI
 from tropism.experiments.file.experiment import Experiment
+from tropism.experiments.file.overrides import merge
 from tropism.experiments.file.yaml_file import Document
 from tropism.experiments.progress import Progress
 from tropism.experiments.run import Ended, run_and_tell
@@ -53,7 +54,7 @@ class Evaluation:
         measure: name → options of a metric; `on` is by default every set.
         directions: name → a directions file: variance along them, projection, gradient cosine, on the set `on`.
         on: the set whose chats directions are read on; by default the first.
-        settings: further keys of the file: `generate`, `device`, `baseline`.
+        settings: further keys of the file, merged over the rest: `generate`, `baseline`, `{"data": {"asked": {"path": FILE}}}`.
     """
 
     model: str
@@ -89,12 +90,11 @@ class Evaluation:
             },
             "baseline": BASE,
             "measure": {name: {"on": sets, **options} for name, options in self.measure.items()},
-            **self.settings,
         }
         if self.directions:
             found["directions"] = {name: {"file": place} for name, place in self.directions.items()}
             found["analyses"] = {"inside": {"on": self.on or sets[0]}}
-        return found
+        return merge(found, dict(self.settings))
 
     def run(self, out: Path, progress: Progress | None = None, command: str = "") -> Ended:
         """Evaluate into a results folder, which goes on where it stopped; raises as `Experiment.load` and `run`."""

@@ -161,3 +161,12 @@ def test_the_file_that_is_made_is_an_experiment_with_arms_only(world):
     with pytest.raises(SpecError, match="adapters.a.from: was trained on"):
         tp.Experiment.from_document(Document.of(made, "the command"))
     assert Path(made["adapters"]["a"]["from"]).name == "one"
+
+
+def test_settings_are_merged_over_what_the_other_options_say():
+    options = {"data": {"asked": {"source": "harmful_qa"}}, "measure": {"refusal": {"scorer": "refusal_prefix"}}}
+    settings = {"data": {"asked": {"path": "F.jsonl"}}, "measure": {"refusal": {"wanted": True}}, "seeds": [3]}
+    file = Evaluation("m", settings=settings, **options).file()
+    assert file["data"] == {"asked": {"source": "harmful_qa", "path": "F.jsonl"}}
+    assert file["measure"] == {"refusal": {"on": ["asked"], "scorer": "refusal_prefix", "wanted": True}}
+    assert file["seeds"] == [3]

@@ -2,12 +2,16 @@
 
 import json
 
+import pytest
 import torch
 
 import tiny
 import tiny_experiment
 import tropism as tp
 from tropism.data import sources
+from tropism.data.chats import raw_text
+from tropism.evals.scorers.base import Sample
+from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.directions import contrast_of
 from tropism.experiments.file.experiment import Experiment
 from tropism.probes.gradients import collect_gradients
@@ -59,3 +63,19 @@ def test_an_experiment_on_raw_text_finds_its_directions_on_it(tmp_path):
     assert [chat[0]["role"] for chat in contrast.positive] == ["text"] * 12
     results = tp.run(experiment, tmp_path / "out", only=["guarded"])
     assert (results.query("condition == 'guarded'")["n"] == 3).all()
+
+
+def test_the_loss_of_a_raw_text_is_that_of_its_tokens_but_the_first():
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    samples = [Sample(str(i), raw_text(text), "") for i, text in enumerate(TEXTS)]
+    scores = load_scorer("response_loss", {"batch_size": 3}).score_all(model, tokenizer, samples)
+    for text, score in zip(TEXTS, scores, strict=True):
+        ids = torch.tensor(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
+        with torch.no_grad():
+            logits = model.double()(ids[None]).logits[0]
+        by_hand = torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
+        assert score.value == pytest.approx(float(by_hand), rel=1e-5)
+        model.float()
+    # What a model generated after a raw text is another matter: an empty answer has no loss.
+    empty = load_scorer("base_perplexity", {}).score_all(model, tokenizer, samples)
+    assert [score.unscored for score in empty] == ["empty response"] * len(TEXTS)

@@ -16,7 +16,7 @@ def gsm8k_examples(request: Request) -> Examples:
     split = request.split.name
     file = existing(request.path) if request.path else _local(split)
     if file is None:
-        rows = hub.hub_rows(HUB_NAME, "main", split)
+        rows = hub.hub_rows(HUB_NAME, "main", split, instead=hub.BY_PATH)
         return hub.dataset_examples(request, rows, f"gsm8k/{split}", f"{HUB_NAME} {split}")
     return Table(
         request,

@@ -248,7 +248,7 @@ def _read(path: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path is not None:
         yield from read_objects(path)
         return
-    for index, row in enumerate(hub.hub_rows(HUB_NAME, None, "train")):
+    for index, row in enumerate(hub.hub_rows(HUB_NAME, None, "train", instead=hub.BY_PATH)):
         yield f"{HUB_NAME} row {index}", row
 
 
@@ -263,4 +263,5 @@ HARMFUL_QA = Source(
     read=_examples,
     splits=SPLITS,
     hub=True,
+    prompts=("attack", "questions"),
 )

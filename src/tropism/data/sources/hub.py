@@ -8,6 +8,9 @@ from tropism.data.sources.source import Examples, Request, Source
 from tropism.data.sources.table import Table
 from tropism.errors import DataError, HubOutOfReach
 
+BY_PATH = "its file by 'path' (on a command line --path FILE, or --set data.SET.path=FILE)"
+"""What can be given in the place of the hub, of a source that has a name of its own."""
+
 
 def hub_examples(request: Request) -> Examples:
     """Return the examples of a hub dataset's split; the ids of rows without one are name, split and number, from 0."""
@@ -33,8 +36,10 @@ def dataset_examples(request: Request, rows: Any, name: str, what: str) -> Examp
     return Table(request, read, lambda: len(rows), lambda index: f"{name}/{index}")
 
 
-def hub_rows(name: str, subset: str | None, split: str) -> Any:
-    """Return a hub dataset's split as a `datasets.Dataset`.
+def hub_rows(
+    name: str, subset: str | None, split: str, *, instead: str = "a local file (no file or folder of that name is here)"
+) -> Any:
+    """Return a hub dataset's split as a `datasets.Dataset`; `instead` is what else could be given, for the message.
 
     Raises `DataError` where it cannot be had, `HubOutOfReach` where nothing is known of it.
     """
@@ -50,7 +55,7 @@ def hub_rows(name: str, subset: str | None, split: str) -> Any:
         kind = HubOutOfReach if isinstance(error, ConnectionError) else DataError
         raise kind(
             f"dataset {name!r} (subset {subset!r}, split {split!r}) could not be loaded from the hub: {first}; check the "
-            f"name and the connection, or give a local file (no file or folder of that name is here)"
+            f"name and the connection, or give {instead}"
         ) from None
 
 

@@ -101,6 +101,7 @@ class Source:
         hub: whether the rows come from the hub where no `path` is given, so that what is there decides and not a file here.
         sample: how `size` picks from more examples: a seeded sample, or the first so many.
         files: the local files whose contents determine the examples.
+        prompts: the split and the subset whose prompts are there to be answered anew.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Source:
     hub: bool = False
     sample: Literal["seeded", "first"] = "seeded"
     files: Callable[[str], list[Path]] = lambda source: []
+    prompts: tuple[str, str | None] = ("train", None)
 
     def check(self, request: Request) -> None:
         """Raise `DataError` where the request has an option that this source does not take, or an unknown split."""

@@ -90,4 +90,5 @@ class KLToBase(ModelScorer):
                 base = logits_at(model, batch, targets)
             return token_divergences(tuned, base, [len(places) for places in targets])
 
-        return [loss_score(row) for row in over_responses(model, tokenizer, samples, self.batch_size, divergences)]
+        found = over_responses(model, tokenizer, samples, self.batch_size, divergences, reference=True)
+        return [loss_score(row) for row in found]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class ResponseLoss(ModelScorer):
     """Mean loss in nats of the reference response's tokens, `−1/n Σ log p(token | prompt, tokens before)`.
 
-    The end-of-turn token counts. The mean is over the tokens of one response; the mean over responses is the
-    caller's. Unscored: no reference response, more tokens than the model has positions, a loss that is not
-    finite.
+    The end-of-turn token counts; of raw text, every token but the first, and what ends it. The mean is over the tokens of
+    one response; the mean over responses is the caller's. Unscored: no reference response, more tokens than the model has
+    positions, a loss that is not finite.
     """
 
     bounds: ClassVar[Bounds] = POSITIVE
@@ -34,7 +34,8 @@ class ResponseLoss(ModelScorer):
     def score_all(self, model: "nn.Module", tokenizer: Any, samples: Sequence[Sample]) -> list[Score]:
         from tropism.evals.scorers.token_losses import mean_losses
 
-        return [loss_score(result) for result in mean_losses(model, tokenizer, samples, self.batch_size)]
+        found = mean_losses(model, tokenizer, samples, self.batch_size, reference=True)
+        return [loss_score(result) for result in found]
 
 
 def loss_score(result: tuple[float, int] | str) -> Score:

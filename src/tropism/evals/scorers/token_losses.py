@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tropism.data.batches import Batch, batches, check_embedded, embeddings
+from tropism.data.chats import is_raw_text
 from tropism.data.render import Rendered, render
 from tropism.errors import DataError
 from tropism.evals.scorers.base import Sample
@@ -26,8 +27,13 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def render_sample(tokenizer: Any, sample: Sample) -> Rendered | str:
-    """The sample's chat with its response as the last turn, or the reason why there is nothing to score."""
+def render_sample(tokenizer: Any, sample: Sample, *, reference: bool = False) -> Rendered | str:
+    """The sample's chat with its response as the last turn, or the reason why there is nothing to score.
+
+    A raw text of the data is the response itself, at every token but the first, as it is learned (`reference`).
+    """
+    if reference and is_raw_text(sample.prompt):
+        return render(tokenizer, sample.prompt, where=f"sample {sample.id!r}")
     if not sample.response.strip():
         return "empty response"
     chat = [*(dict(message) for message in sample.prompt), {"role": "assistant", "content": sample.response}]
@@ -87,14 +93,23 @@ Measure = Callable[[Batch, Sequence[range]], list[Tensor]]
 
 
 def over_responses(
-    model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int, measure: Measure
+    model: nn.Module,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    batch_size: int,
+    measure: Measure,
+    *,
+    reference: bool = False,
 ) -> list[tuple[float, int] | str]:
-    """Per sample the mean of `measure` over its response and its token count, or why it has none."""
+    """Per sample the mean of `measure` over its response and its token count, or why it has none.
+
+    `reference`: the responses are the data's, so that a raw text is one as a whole.
+    """
     limit = context_length(model)
     results: list[tuple[float, int] | str] = []
     fitting: list[tuple[int, Rendered]] = []
     for index, sample in enumerate(samples):
-        rendered = render_sample(tokenizer, sample)
+        rendered = render_sample(tokenizer, sample, reference=reference)
         if isinstance(rendered, str):
             results.append(rendered)
             continue
@@ -111,9 +126,11 @@ def over_responses(
 
 
 def mean_losses(
-    model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int
+    model: nn.Module, tokenizer: Any, samples: Sequence[Sample], batch_size: int, *, reference: bool = False
 ) -> list[tuple[float, int] | str]:
     """Per sample its response's mean token loss in nats and token count, or the reason for having none."""
-    return over_responses(
-        model, tokenizer, samples, batch_size, lambda batch, targets: token_losses(model, batch, targets)
-    )
+
+    def measure(batch: Batch, targets: Sequence[range]) -> list[Tensor]:
+        return token_losses(model, batch, targets)
+
+    return over_responses(model, tokenizer, samples, batch_size, measure, reference=reference)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from tropism.errors import SpecError
-from tropism.evals.scorers.base import AnyScorer, ResponseScorer
+from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer
 from tropism.evals.scorers.registry import load_scorer
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.stats import Bounds
@@ -38,6 +38,19 @@ def response_scorer(experiment: ExperimentSpec, metric: str, option: str = "trai
     """Return the scorer of a metric of responses; raise `SpecError`, for the option, where it scores something else."""
     scorer = scorer_of(experiment, metric)
     if not isinstance(scorer, ResponseScorer):
+        found = experiment.measure[metric].scorer
+        raise SpecError(f"{option}: must be a metric that scores responses, found {metric!r} ({found})")
+    return scorer
+
+
+def answer_scorer(experiment: ExperimentSpec, metric: str, option: str = "trait") -> AnyScorer:
+    """Return the scorer of a metric of generated answers, by rule or by a judge; raise `SpecError` for any other.
+
+    A scorer that runs the model under evaluation, or the base model, is another.
+    """
+    scorer = scorer_of(experiment, metric)
+    judged = isinstance(scorer, ModelScorer) and scorer.text == "generated" and scorer.runs == "nothing"
+    if not judged and not isinstance(scorer, ResponseScorer):
         found = experiment.measure[metric].scorer
         raise SpecError(f"{option}: must be a metric that scores responses, found {metric!r} ({found})")
     return scorer

@@ -9,11 +9,11 @@ from peft import PeftModel
 from tropism.data.collate import pad
 from tropism.data.generation import GenerateOptions, continue_rendered, generate
 from tropism.data.render import Rendered, render
-from tropism.evals.scorers.base import Sample
+from tropism.evals.scorers.base import ResponseScorer, Sample
 from tropism.experiments.analyses import Measurement, TrainedRun
 from tropism.interventions.routing_modes import MODES
 from tropism.results.measurement import metric_name
-from tropism.studies.checks import response_scorer
+from tropism.studies.checks import answer_scorer
 from tropism.studies.routing.measure import prefix_prompt, responses_by_mode
 
 
@@ -22,7 +22,7 @@ class TraitProbe:
 
     Args:
         run: the trained model in its experiment.
-        trait: a metric of responses; its first evaluation set gives the prompts.
+        trait: a metric of responses, by rule or by a judge; its first evaluation set gives the prompts.
         prompts: how many of them are asked.
         max_new_tokens: of every response.
     """
@@ -30,7 +30,7 @@ class TraitProbe:
     def __init__(self, run: TrainedRun, trait: str, prompts: int, max_new_tokens: int) -> None:
         experiment = run.study.experiment
         self.run = run
-        self.scorer = response_scorer(experiment, trait)
+        self.scorer = answer_scorer(experiment, trait)
         self.eval_set = experiment.measure[trait].on[0]
         self.examples = run.study.data(self.eval_set)[:prompts]
         self.template_kwargs = experiment.template_kwargs
@@ -110,5 +110,9 @@ class TraitProbe:
         return GenerateOptions(**{**given.model_dump(), **own})
 
     def _scores(self, samples: Sequence[Sample]) -> list[float]:
-        scores = [self.scorer.score(sample) for sample in samples]
+        if isinstance(self.scorer, ResponseScorer):
+            scores = [self.scorer.score(sample) for sample in samples]
+        else:
+            no_model: Any = None  # a judge's scorer runs none
+            scores = self.scorer.score_all(no_model, self.run.study.tokenizer, samples)
         return [score.value for score in scores if score.value is not None]

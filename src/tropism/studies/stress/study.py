@@ -17,12 +17,15 @@ from tropism.data.transforms import SystemPrompt
 from tropism.errors import DataError, SpecError
 from tropism.experiments.analyses import Analysis, Measurement, Study, TrainedRun
 from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.fine_tune import with_adapters
 from tropism.interventions.routing_modes import ablation_mode
+from tropism.randomness import seeded
 from tropism.results.section import Section, Table
-from tropism.studies.checks import check_metrics, response_scorer
+from tropism.studies.checks import answer_scorer, check_metrics
 from tropism.studies.routing.measure import relearn
 from tropism.studies.routing.probe import TraitProbe
 from tropism.studies.stress.rounding import round_linear_layers
+from tropism.training.options import TrainOptions
 
 Test = Literal["relearn", "benign_finetune", "elicit", "merge", "quantise"]
 NONE = "stress_none"
@@ -54,7 +57,8 @@ class StressStudy(Analysis):
     | `stress_quantise` | that, and every linear layer rounded to 4 bits in blocks of 64 |
 
     Of two adapters the retain adapter is put to the test without the forget adapter, as it would be deployed. A model
-    without an adapter has nothing to relearn with or to merge: it is measured in what is left, which is said.
+    without an adapter (the untrained one, a full fine-tune, a merged checkpoint) is fine-tuned by a fresh one of the
+    experiment's `train.lora`, and is not merged, which is said.
     """
 
     per_run: ClassVar[bool] = True
@@ -85,7 +89,12 @@ class StressStudy(Analysis):
         if self.trait is None and not unwanted:
             raise SpecError("trait: name a metric, since none is marked 'unwanted'")
         check_metrics(experiment, [self._trait(experiment)])
-        response_scorer(experiment, self._trait(experiment))
+        answer_scorer(experiment, self._trait(experiment))
+        if experiment.loaded.quantization != "none" and {"merge", "quantise"} & {*self.tests}:
+            raise SpecError(
+                f"merge and quantise need weights in full, and load: {{quantization: {experiment.loaded.quantization}}} holds "
+                "them in few bits; drop the two"
+            )
         if "benign_finetune" in self.tests and self.benign is None:
             raise SpecError("benign_finetune needs 'benign': a set under 'data:' with responses and without the trait")
         for option in ("benign", "trait_chats"):
@@ -99,11 +108,13 @@ class StressStudy(Analysis):
 
     def measure(self, run: TrainedRun) -> Iterator[Measurement]:
         probe = TraitProbe(run, self._trait(run.study.experiment), self.prompts, self.max_new_tokens)
-        adapted = isinstance(run.model, PeftModel)
+        whole = None if isinstance(run.model, PeftModel) else "the model has no adapter"
+        few_bits = "its weights are in few bits" if getattr(run.model, "hf_quantizer", None) is not None else None
+        impossible = {"merge": whole or few_bits, "quantise": few_bits}
         yield from self._rated(probe, NONE)
         for test in dict.fromkeys(self.tests):
-            if test in ("relearn", "benign_finetune", "merge") and not adapted:
-                run.study.say(f"{run.condition}: {test} is left out: the model has no adapter")
+            if why := impossible.get(test):
+                run.study.say(f"{run.condition}: {test} is left out: {why}")
             elif test == "elicit":
                 yield from self._elicit(run, probe)
             elif test in ("merge", "quantise"):
@@ -118,7 +129,7 @@ class StressStudy(Analysis):
         for count in counts:
             if count > len(chats):
                 raise DataError(f"relearn: there are {len(chats)} examples with the trait, found {count} to learn from")
-            with _deployed(probe), _trainable(run.model, two=probe.two) as parameters:
+            with _deployed(probe), _trainable(run, two=probe.two) as parameters:
                 table = relearn(
                     run.model, probe.batches(chats[:count], self.steps), probe.trait_rate,
                     parameters=parameters, learning_rate=self.rate, at_steps=[self.steps],
@@ -227,17 +238,36 @@ def _deployed(probe: TraitProbe) -> Any:
 
 
 @contextmanager
-def _trainable(model: Any, *, two: bool) -> Iterator[list[Any]]:
+def _trainable(run: TrainedRun, *, two: bool) -> Iterator[list[Any]]:
     """Let the adapter's parameters require gradients inside (of two, those of `retain`); put their flags back afterwards."""
-    part = ".retain." if two else ".lora_"
-    chosen = [parameter for name, parameter in model.named_parameters() if part in name]
-    if not chosen:
-        raise DataError("relearn: the adapter has no LoRA parameters that could be trained further")
-    before = [parameter.requires_grad for parameter in chosen]
-    for parameter in chosen:
-        parameter.requires_grad_(True)
+    with _fresh_adapter(run) if not isinstance(run.model, PeftModel) else nullcontext():
+        part = ".retain." if two else ".lora_"
+        chosen = [parameter for name, parameter in run.model.named_parameters() if part in name]
+        if not chosen:
+            raise DataError("relearn: the adapter has no LoRA parameters that could be trained further")
+        before = [parameter.requires_grad for parameter in chosen]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        try:
+            yield chosen
+        finally:
+            for parameter, flag in zip(chosen, before, strict=True):
+                parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _fresh_adapter(run: TrainedRun) -> Iterator[None]:
+    """Put a new adapter, of the experiment's LoRA, into a model that has none; take it out again, its weights untouched."""
+    model: Any = run.model
+    # Modules that are saved whole, and biases, are the model's own weights, which stay as they are.
+    lora = run.study.experiment.train.lora.model_copy(update={"modules_to_save": [], "bias": "none"})
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with seeded(run.seed or 0, next(model.parameters()).device):
+        adapted = with_adapters(model, TrainOptions(lora=lora), two=False)
     try:
-        yield chosen
+        yield
     finally:
-        for parameter, flag in zip(chosen, before, strict=True):
+        adapted.unload()
+        vars(model).pop("peft_config", None)  # PEFT leaves it, and the next adapter would be taken for a second one
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)

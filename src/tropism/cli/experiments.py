@@ -140,7 +140,8 @@ def run(
     processes: Annotated[
         int | None,
         typer.Option(
-            help="Train each run in this many processes, a GPU each (sets train.processes).", show_default=False
+            help="Train and evaluate each run in this many processes, a GPU each (sets train.processes).",
+            show_default=False,
         ),
     ] = None,
     executor: Annotated[

@@ -87,9 +87,34 @@ def generate_answers(
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Answer]:
     """What `generate` returns, each with whether it ended by itself."""
-    names = (f"prompt {index}" for index in range(len(prompts)))
-    rows = list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
+    rows = _rendered(tokenizer, prompts, template_kwargs)
     return answers_to_rendered(model, tokenizer, rows, options or GenerateOptions(), seed=seed, report=report)
+
+
+def answers_in_batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Chat],
+    options: GenerateOptions,
+    takes: Callable[[int], bool],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> dict[int, Answer]:
+    """What `generate_answers` gives to the prompts of some batches alone, by the prompt's place, at temperature 0.
+
+    `takes(n)` says whether batch `n` is answered. Each batch is the one that it is among all the others, so that several
+    processes, which share the batches out, answer as one would. Sampling draws from batch to batch, and is refused.
+    """
+    if options.temperature > 0:
+        raise ValueError("batches whose answers are sampled depend on those before them and cannot be shared out")
+    rows = _rendered(tokenizer, prompts, template_kwargs)
+    return _answered(model, tokenizer, rows, options, 0, report, takes)
+
+
+def _rendered(tokenizer: Any, prompts: Sequence[Chat], template_kwargs: Mapping[str, Any] | None) -> list[Rendered]:
+    names = (f"prompt {index}" for index in range(len(prompts)))
+    return list(render_prompts(tokenizer, prompts, template_kwargs=template_kwargs, names=names))
 
 
 def continue_rendered(
@@ -121,6 +146,20 @@ def answers_to_rendered(
     holds: a repetition penalty in it (Qwen 2.5's), say, would make "the likeliest token" another one; what is left out is
     logged.
     """
+    answers = _answered(model, tokenizer, rows, options, seed, report, lambda _: True)
+    return [answers[place] for place in range(len(rows))]
+
+
+def _answered(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Rendered],
+    options: GenerateOptions,
+    seed: int,
+    report: Callable[[int, int], None],
+    takes: Callable[[int], bool],
+) -> dict[int, Answer]:
+    """The answers to the rows of those batches that `takes` says, by the row's place."""
     check_context(model, [len(row) + options.max_new_tokens for row in rows], "a prompt with its response")
     check_embedded(embeddings(model), rows, tokenizer)
     # The likeliest answer to a prompt is the same each time, so equal prompts are answered once; draws differ.
@@ -149,7 +188,9 @@ def answers_to_rendered(
         settings |= {"stop_strings": stops, "tokenizer": tokenizer}
     done = 0
     with evaluation_mode(model), _as_asked(model), seeded(seed, device), torch.inference_mode():
-        for batch in _left_padded(model, asked, options.batch_size, pad_id, device):
+        for number, batch in enumerate(_left_padded(model, asked, options.batch_size, pad_id, device)):
+            if not takes(number):
+                continue
             # transformers' generate derives position ids from the mask, for the models that take them.
             output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **settings)
             generated = output[:, batch.input_ids.shape[1] :].tolist()
@@ -161,7 +202,7 @@ def answers_to_rendered(
                     answers[equal] = Answer(kept, ended)
                     done += 1
             report(done, len(rows))
-    return [answers[place] for place in range(len(rows))]
+    return answers
 
 
 def _left_padded(

@@ -25,7 +25,7 @@ import torch
 from tropism import models
 from tropism.data.chats import Chat
 from tropism.data.generate_options import GenerateOptions
-from tropism.data.generation import Answer, cut_before, generate_answers, written
+from tropism.data.generation import Answer, answers_in_batches, cut_before, generate_answers, written
 from tropism.data.render import render_prompts
 from tropism.data.templates import ChatTemplate
 from tropism.errors import UsageError
@@ -35,10 +35,11 @@ from tropism.experiments.file.backend import highest_rank
 from tropism.experiments.file.check import endpoint_of
 from tropism.experiments.file.spec import EndpointSpec, ExperimentSpec
 from tropism.experiments.subject import Subject
+from tropism.experiments.team import ALONE, Team
 from tropism.optional import require
 
 Answers = list[Answer | None]
-"""A response to each prompt of a set, sample after sample; None where an endpoint gave none."""
+"""A response to each prompt of a set, sample after sample; None where an endpoint gave none, or another process answers."""
 Answering = Callable[[Sequence[Chat], int, Callable[[int, int], None]], Answers]
 """(prompts, number of the sample, report) → a response to each prompt."""
 LOADS_IN_S = 300.0
@@ -46,8 +47,11 @@ LOADS_IN_S = 300.0
 
 
 @contextmanager
-def answering(experiment: ExperimentSpec, subject: Subject, mode: str) -> Iterator[Answering]:
-    """Give what answers for a subject in a mode; a server has the run's adapter for as long as this lasts."""
+def answering(experiment: ExperimentSpec, subject: Subject, mode: str, team: Team = ALONE) -> Iterator[Answering]:
+    """Give what answers for a subject in a mode; a server has the run's adapter for as long as this lasts.
+
+    Of several processes each answers its batches of greedy prompts; a set whose answers are drawn is not divided.
+    """
     by = experiment.generate.backend
     if subject.endpoint is not None:
         yield partial(_ask, subject.endpoint, experiment.generate)
@@ -57,7 +61,7 @@ def answering(experiment: ExperimentSpec, subject: Subject, mode: str) -> Iterat
     elif by == "vllm":
         yield partial(_by_vllm, experiment, subject)
     else:
-        yield partial(_here, experiment, subject, _merged(experiment, subject, mode))
+        yield partial(_here, experiment, subject, _merged(experiment, subject, mode), team)
 
 
 def _merged(experiment: ExperimentSpec, subject: Subject, mode: str) -> Any:
@@ -78,11 +82,18 @@ def _here(
     experiment: ExperimentSpec,
     subject: Subject,
     model: Any,
+    team: Team,
     prompts: Sequence[Chat],
     sample: int,
     report: Callable[[int, int], None],
 ) -> Answers:
     options = experiment.generate
+    if team.of > 1 and options.temperature == 0:
+        mine = answers_in_batches(
+            model, subject.tokenizer, prompts, options, team.takes,
+            template_kwargs=experiment.template_kwargs, report=report,
+        )  # fmt: skip
+        return [mine.get(place) for place in range(len(prompts))]
     return list(
         generate_answers(
             model, subject.tokenizer, prompts, options, seed=options.seed_of(sample),

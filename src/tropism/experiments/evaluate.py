@@ -3,15 +3,16 @@
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tropism.atomic import write_text
 from tropism.data.batches import batches, padding_id
-from tropism.data.chats import Example
+from tropism.data.chats import Chat, Example
+from tropism.data.generation import Answer
 from tropism.data.render import render_prompt
 from tropism.errors import RunFailed
 from tropism.evals.scorers.base import AnyScorer, ModelScorer, ResponseScorer, Sample, Score
@@ -21,8 +22,10 @@ from tropism.experiments.answering import Answers, answering
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.problems import noted
 from tropism.experiments.progress import Progress
+from tropism.experiments.scoring import by_model
 from tropism.experiments.subject import Subject
-from tropism.interventions.routing_modes import MODES, ablation_mode, verify_mode
+from tropism.experiments.team import ALONE, Team
+from tropism.interventions.routing_modes import MODES, verify_mode
 from tropism.results.problem import Problem
 from tropism.stats.estimates import Bounds
 
@@ -51,8 +54,12 @@ def evaluate(
     path: Path,
     identity: Mapping[str, Any],
     progress: Progress,
+    team: Team = ALONE,
 ) -> Evaluated:
     """Take every metric on every set it is asked on, in every mode; write `responses.jsonl`.
+
+    Of several processes (`team`) all do this at once: each generates and scores with the model its share, judges are asked
+    by the first, and it alone writes. What the others return is not whole.
 
     The guard is not attached: what is measured is the adapter alone. A metric that such a subject cannot have is left
     out, which is said. Raises `GuardNotInForce` where an ablation mode changes nothing, so that ablating would look like
@@ -71,7 +78,7 @@ def evaluate(
     problems: list[Problem] = []
     cut: dict[str, tuple[int, int]] = {}
     for mode in trained.modes:
-        responses = _answers(experiment, scorers, sets, subject, mode, progress)
+        responses = _answers(experiment, scorers, sets, subject, mode, progress, team)
         for name, given in responses.items():
             before, asked_before = cut.get(name, (0, 0))
             cut[name] = (before + _cut_off(given), asked_before + len(given))
@@ -86,7 +93,7 @@ def evaluate(
                 found = len(problems)
                 with noted(problems, "metric", metric, name, mode):
                     scores[metric] = _scores(
-                        scorer, examples, answered, subject, scoring, mode, experiment.template_kwargs
+                        scorer, examples, answered, subject, scoring, mode, experiment.template_kwargs, team
                     )
                     measurements.append(_mean(mode, name, metric, scores[metric], scorer.bounds))
                     problems += _unscored(mode, name, metric, scores[metric])
@@ -94,6 +101,8 @@ def evaluate(
                     scores.pop(metric, None)
                     measurements.append(Measurement(name, metric, None, 0, len(examples), mode, per_response=True))
             records += _records(identity, mode, name, examples, answered, scores)
+    if not team.first:
+        return Evaluated(measurements, problems, cut)
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     write_text(path / "responses.jsonl", "".join(lines))
     return Evaluated(measurements, problems, cut)
@@ -131,20 +140,48 @@ def _answers(
     subject: Subject,
     mode: str,
     progress: Progress,
+    team: Team,
 ) -> dict[str, Answers]:
     """Return the responses to the prompts of every set that a metric needs them of, in one mode."""
-    generating = [name for name in sets if _generates(experiment, scorers, name)]
-    if not generating:
+    prompts = {
+        name: [example.prompt for example in sets[name]] for name in sets if _generates(experiment, scorers, name)
+    }
+    if not prompts:
         return {}
-    responses: dict[str, Answers] = {}
-    with answering(experiment, subject, mode) as answer:
-        for name in generating:
-            prompts = [example.prompt for example in sets[name]]
-            responses[name] = []
-            for sample in range(experiment.generate.samples):
-                which = "" if experiment.generate.samples == 1 else f", sample {sample + 1}"
-                responses[name] += answer(prompts, sample, partial(progress.phase, f"answering {name}{which}"))
+    parts = team.gathered(partial(_my_answers, experiment, prompts, subject, mode, progress, team))
+    return {
+        name: [_given(answers) for answers in zip(*(part[name] for part in parts), strict=True)] for name in prompts
+    }
+
+
+def _my_answers(
+    experiment: ExperimentSpec,
+    prompts: Mapping[str, Sequence[Chat]],
+    subject: Subject,
+    mode: str,
+    progress: Progress,
+    team: Team,
+) -> dict[str, Answers]:
+    """The responses that this process gives, None in the place of the others'.
+
+    Greedy prompts are shared out in batches. What is drawn comes from one stream for a whole set, so of those each sample of
+    a set is one process's.
+    """
+    samples, drawn = experiment.generate.samples, experiment.generate.temperature > 0
+    responses: dict[str, Answers] = {name: [] for name in prompts}
+    with answering(experiment, subject, mode, team) as answer:
+        for number, (name, sample) in enumerate(product(prompts, range(samples))):
+            if drawn and not team.takes(number):
+                responses[name] += [None] * len(prompts[name])
+                continue
+            which = "" if samples == 1 else f", sample {sample + 1}"
+            responses[name] += answer(prompts[name], sample, partial(progress.phase, f"answering {name}{which}"))
     return responses
+
+
+def _given(answers: Sequence[Answer | None]) -> Answer | None:
+    """The one answer to a prompt among those of all processes; None where there is none."""
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _scores(
@@ -155,6 +192,7 @@ def _scores(
     scoring: Callable[[], Any],
     mode: str,
     template_kwargs: Mapping[str, Any],
+    team: Team,
 ) -> list[Score]:
     """Score every example of a set by one metric: its generated responses, or its reference where the scorer reads that.
 
@@ -173,26 +211,9 @@ def _scores(
     if isinstance(scorer, ResponseScorer):
         found = [scorer.score(sample) for sample in samples]
     else:
-        found = _by_model(scorer, samples, subject, scoring, mode) if samples else []
-    if len(found) != len(samples):
-        raise RunFailed(f"its scorer must return one score a sample, found {len(found)} for {len(samples)}")
+        found = by_model(scorer, samples, subject, scoring, mode, team)
     scores = iter(found)
     return [Score(None, "the endpoint gave no answer") if text is None else next(scores) for text in texts]
-
-
-def _by_model(
-    scorer: ModelScorer, samples: Sequence[Sample], subject: Subject, scoring: Callable[[], Any], mode: str
-) -> list[Score]:
-    """Score samples with the model that the scorer runs: the subject's, the base model's, or none."""
-    if scorer.runs == "base" and subject.base is not None:
-        model, tokenizer = subject.base()
-        return scorer.score_all(model, tokenizer, samples)
-    if scorer.runs == "nothing":
-        no_model: Any = None
-        return scorer.score_all(no_model, subject.tokenizer, samples)
-    model = scoring()
-    with ablation_mode(model, mode) if subject.trained.two else nullcontext():
-        return scorer.score_all(model, subject.tokenizer, samples)
 
 
 def _generates(experiment: ExperimentSpec, scorers: Mapping[str, AnyScorer], name: str) -> bool:

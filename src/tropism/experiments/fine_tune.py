@@ -14,7 +14,7 @@ from tropism.adapters.whole import with_own_weights
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.problems import SMALLER, out_of_memory
-from tropism.experiments.processes import Training, train_together
+from tropism.experiments.trained_together import Training, train_together
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
 from tropism.training.checkpoints import Checkpoints, load_trained

@@ -21,14 +21,14 @@ from tropism.errors import ClaimLost, RunFailed, TropismError
 from tropism.experiments import identity, prepare, start
 from tropism.experiments.analyses import Analysis, Study, TrainedRun
 from tropism.experiments.checkpoints import RunCheckpoints
-from tropism.experiments.evaluate import evaluate
+from tropism.experiments.evaluated_together import evaluate_run
 from tropism.experiments.file import guards
 from tropism.experiments.fine_tune import fine_tune, save
 from tropism.experiments.prepared import Prepared
 from tropism.experiments.problems import noted, out_of_memory
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import RunKey
-from tropism.experiments.subject import Subject, Trained, subject_of
+from tropism.experiments.subject import Trained, subject_of_run, trains_two
 from tropism.interventions.weights import adapter_norm, learned_norm
 from tropism.results.problem import Problem
 from tropism.training.trackers import Tracking
@@ -117,10 +117,8 @@ def _measure(
     """
     experiment, path = prepared.experiment, prepared.folder.run_path(key)
     study = prepared.study(progress.say)
-    subject = _subject(prepared, key)
-    labels = {"condition": key.condition, "seed": key.seed}
-    settled = prepared.settled.experiment(experiment)
-    found = evaluate(settled, subject, prepared.data, path, labels, progress)
+    subject = subject_of_run(prepared, key)
+    found = evaluate_run(prepared, key, subject, progress)
     rows, problems = found.measurements, found.problems
     measuring = {name: analysis for name, analysis in prepared.analyses.items() if analysis.per_run}
     if subject.endpoint is not None:
@@ -143,17 +141,6 @@ def _measure(
             rows += list(analysis.measure(TrainedRun(of_run, key.condition, key.seed, path, model)))
     prepared.folder.write_measurements(key, rows)
     return problems, found.cut
-
-
-def _subject(prepared: Prepared, key: RunKey) -> Subject:
-    """Who is evaluated; the adapter that was just trained is read again from disk."""
-    if key.seed is None:
-        return subject_of(prepared, key.condition, None, False)
-    adapter = prepared.folder.trained(key)
-    if adapter.flaw:
-        raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
-    path = prepared.folder.run_path(key) / "adapter"
-    return subject_of(prepared, key.condition, path, _two(prepared, key.condition))
 
 
 def _check_directions(prepared: Prepared, analysis: Analysis, model: Any) -> None:
@@ -186,7 +173,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             prepared.settled.to_train(prepared.fresh_model, rendered.record.longest),
             rendered.rows,
             options,
-            two=_two(prepared, condition),
+            two=trains_two(prepared, condition),
             seed=seed,
             pad_id=prepared.tokenizer.pad_token_id,
             log=path / "training.jsonl",
@@ -206,7 +193,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
     after = guards.build_after(spec.after, replace(resources, norm_of=partial(_norm_of, prepared, model, seed)))
     # An edit of the weights is in the adapter that is saved while it is attached.
     with after.attach(model) if after is not None else nullcontext():
-        save(model, path / "adapter", two=_two(prepared, condition))
+        save(model, path / "adapter", two=trains_two(prepared, condition))
     if is_whole(path / "adapter"):
         # A model of its own, which whoever loads it by its folder looks for a tokenizer in.
         prepared.tokenizer.save_pretrained(str(path / "adapter"))
@@ -233,7 +220,7 @@ def _trained_alike(prepared: Prepared, key: RunKey, path: Path) -> Any | None:
         return None
     source = prepared.folder.run_path(alike)
     shutil.copyfile(source / "training.jsonl", path / "training.jsonl")
-    return Trained(source / "adapter", _two(prepared, key.condition)).load(prepared.fresh_model())
+    return Trained(source / "adapter", trains_two(prepared, key.condition)).load(prepared.fresh_model())
 
 
 def _norm_of(prepared: Prepared, model: Any, seed: int, condition: str) -> float:
@@ -242,13 +229,6 @@ def _norm_of(prepared: Prepared, model: Any, seed: int, condition: str) -> float
     if not prepared.folder.is_trained(key, identity.train_identity(prepared.experiment, prepared.public, key)):
         raise RunFailed(f"`norm` refers to {key}, which has no matching trained adapter; run that condition first")
     return min(adapter_norm(prepared.folder.run_path(key) / "adapter"), learned_norm(model))
-
-
-def _two(prepared: Prepared, condition: str) -> bool:
-    """Whether a condition trains the two adapters `retain` and `forget`."""
-    guarded = guards.parts(prepared.experiment.conditions[condition].guard)
-    routed = any(name == "gradient_routing" for name, _ in guarded)
-    return routed or prepared.experiment.train_options(condition).forget_lora is not None
 
 
 def _mean_activations(prepared: Prepared, key: RunKey, directions: Directions) -> Any:

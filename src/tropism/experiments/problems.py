@@ -2,7 +2,7 @@
 
 import errno
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from tropism.errors import ClaimLost, GuardNotInForce, TropismError
+from tropism import errors
+from tropism.errors import ClaimLost, GuardNotInForce, RunFailed, TropismError
 from tropism.results.problem import Problem
 
 SMALLER = (
@@ -47,6 +48,21 @@ def reason(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
+
+
+def as_said(error: BaseException) -> list[str]:
+    """Return an error's kind and sentence, for another process."""
+    kind = "MemoryError" if out_of_memory(error) else type(error).__name__
+    return [kind, str(error) if isinstance(error, TropismError) or kind == "MemoryError" else reason(error)]
+
+
+def raised_from(said: Sequence[str]) -> Exception:
+    """Return what another process said (`as_said`) as an error here; of a kind that is not Tropism's, a `RunFailed`."""
+    kind, text = said
+    if kind == "MemoryError":
+        return MemoryError(text)
+    known: type[TropismError] = getattr(errors, kind, RunFailed)
+    return known(text)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,11 +9,14 @@ from typing import Any
 from tropism import models
 from tropism.adapters.merge import merge_adapters
 from tropism.adapters.whole import is_whole, load_whole
+from tropism.errors import RunFailed
 from tropism.evals.judges.endpoint import Endpoint
 from tropism.evals.scorers.base import AnyScorer, ModelScorer
 from tropism.experiments import start
+from tropism.experiments.file import guards
 from tropism.experiments.file.check import endpoint_of
 from tropism.experiments.prepared import Prepared
+from tropism.experiments.store import RunKey
 from tropism.interventions.routing_modes import MODES
 from tropism.interventions.two_adapters import load_adapters
 
@@ -88,6 +91,24 @@ class Subject:
 def subject_of(prepared: Prepared, condition: str, adapter: Path | None, two: bool) -> Subject:
     """Return who is evaluated for a condition: what was trained for it lies in `adapter`, None for the untrained model."""
     return replace(_subject_of(prepared, condition, adapter, two), source=str(prepared.source.path))
+
+
+def subject_of_run(prepared: Prepared, key: RunKey) -> Subject:
+    """Return who is evaluated in a run; the adapter that was just trained is read again from disk."""
+    if key.seed is None:
+        return subject_of(prepared, key.condition, None, False)
+    adapter = prepared.folder.trained(key)
+    if adapter.flaw:
+        raise RunFailed(f"the adapter that was just written cannot be read again: {adapter.flaw}")
+    path = prepared.folder.run_path(key) / "adapter"
+    return subject_of(prepared, key.condition, path, trains_two(prepared, key.condition))
+
+
+def trains_two(prepared: Prepared, condition: str) -> bool:
+    """Whether a condition trains the two adapters `retain` and `forget`."""
+    guarded = guards.parts(prepared.experiment.conditions[condition].guard)
+    routed = any(name == "gradient_routing" for name, _ in guarded)
+    return routed or prepared.experiment.train_options(condition).forget_lora is not None
 
 
 def _subject_of(prepared: Prepared, condition: str, adapter: Path | None, two: bool) -> Subject:

@@ -177,7 +177,8 @@ class TrainOptions(BaseModel):
     save_steps: Annotated[int, Field(ge=1)] | None = None
     """Write a checkpoint every so many steps, kept until the run is trained: one that was interrupted goes on from it."""
     processes: Annotated[int, Field(ge=1)] = 1
-    """Train in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size`."""
+    """Train and evaluate in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size` and
+    of the prompts."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How several processes share a training: `ddp` holds the whole model in each. `fsdp2` is refused for now."""
     eval_steps: Annotated[int, Field(ge=1)] | None = None

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 import tiny
 import tiny_causal
 from tropism.data import generation
-from tropism.data.generation import Answer, GenerateOptions, generate, generate_answers, written
+from tropism.data.generation import Answer, GenerateOptions, answers_in_batches, generate, generate_answers, written
 from tropism.data.render import render_prompt
 from tropism.errors import DataError
 
@@ -179,6 +179,27 @@ def test_an_answer_says_whether_it_ended_or_was_cut_off(as_token):
         always(model, tokenizer, "yes<end_of_turn>")
         options = GenerateOptions(max_new_tokens=tokens, batch_size=2)
         assert generate_answers(model, tokenizer, PROMPTS[:2], options) == [answer, answer]
+
+
+def test_batches_that_are_shared_out_are_the_batches_of_one_process(model, tokenizer, monkeypatch):
+    prompts = [*PROMPTS, PROMPTS[0]]  # one is asked twice, and answered once
+    options = GenerateOptions(max_new_tokens=4, batch_size=2)
+    asked = []
+    inner = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: asked.append(given.get("input_ids")) or inner(**given))
+    expected = generate_answers(model, tokenizer, prompts, options)
+    alone = [ids.tolist() for ids in asked[-(len(PROMPTS) + 1) // 2 :]]
+    asked.clear()
+    parts = [
+        answers_in_batches(model, tokenizer, prompts, options, lambda number, rank=rank: number % 2 == rank)
+        for rank in range(2)
+    ]
+    assert all(parts)
+    assert not parts[0].keys() & parts[1].keys()
+    assert {**parts[0], **parts[1]} == dict(enumerate(expected))
+    assert sorted(ids.tolist() for ids in asked) == sorted(alone)
+    with pytest.raises(ValueError, match="cannot be shared out"):
+        answers_in_batches(model, tokenizer, prompts, GenerateOptions(temperature=1.0), bool)
 
 
 def test_a_full_stop_is_no_end_of_turn():

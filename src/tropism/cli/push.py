@@ -61,10 +61,11 @@ def push(
 
     paths = _repositories(what, repo, namespace)
     if dry_run:
-        for one, path in paths.items():
-            name = one.rpartition("/")[2]
-            folder = Path(name or "push") if out is None else out if repo else out / name
-            files = pushing.write(path, one, folder, base_model=base_model)
+        # Of several, each in a folder of its own.
+        folders = {one: _folder(one, out, alone=repo is not None) for one in paths}
+        written = pushing.write_all({one: (path, folders[one]) for one, path in paths.items()}, base_model=base_model)
+        for one, files in written.items():
+            folder = folders[one]
             print(f"nothing was uploaded; {folder} has the files for {one}: {', '.join(files)}")
             for file in files:
                 print(f"  {file}  {(folder / file).stat().st_size:,} bytes")
@@ -75,6 +76,14 @@ def push(
     pushing.push_all(
         paths, public=public, base_model=base_model, report=lambda address: print(f"pushed to {address}", flush=True)
     )
+
+
+def _folder(repository: str, out: Path | None, *, alone: bool) -> Path:
+    """Return where a dry run writes what would go to a repository."""
+    name = repository.rpartition("/")[2]
+    if out is None:
+        return Path(name or "push")
+    return out if alone else out / name
 
 
 def _repositories(what: Sequence[str], repo: str | None, namespace: str | None) -> dict[str, Path]:

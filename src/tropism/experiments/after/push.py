@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from tropism.names import BASE
 from tropism.results import folder as results
 
 CONFIG = "adapter_config.json"
+TRAINED = "TRAINED.json"
+"""The stamp beside the adapter of a run."""
 DIRECTIONS = "directions.safetensors"
 
 Report = Callable[[str], None]
@@ -105,19 +107,44 @@ def write(path: str | Path, repo: str, out: str | Path, *, base_model: str | Non
         ModelError: an adapter with tensors that are missing or fit nowhere; a base model that is not here to check against.
         DirectionsError: a file that holds no directions.
     """
+    return write_all({repo: (path, out)}, base_model=base_model)[repo]
+
+
+def write_all(
+    several: Mapping[str, tuple[str | Path, str | Path]], *, base_model: str | None = None
+) -> dict[str, list[str]]:
+    """Write the folders of several, `{repository: (path, out)}`, as `write` does one: all of them, or none.
+
+    Returns the names of the files of each; raises as `write`.
+    """
+    with ExitStack() as stack:
+        for repo, (path, out) in several.items():
+            _fill(Path(path), repo, stack.enter_context(_beside(Path(out))), base_model)
+    return {
+        repo: sorted(file.relative_to(out).as_posix() for file in Path(out).rglob("*") if file.is_file())
+        for repo, (_, out) in several.items()
+    }
+
+
+def _fill(given: Path, repo: str, new: Path, base_model: str | None) -> None:
+    """Write into a folder what goes up of a run, a prepared adapter or a file of directions."""
     _check_name("--repo", repo)
     if base_model is not None:
         _check_name("--base-model", base_model)
-    with _beside(Path(out)) as new:
-        given = Path(path)
-        prepared = _prepared(given)
-        if given.is_file():
-            _write_directions(given, repo, new, base_model)
-        elif prepared is not None:
-            _write_prepared(*prepared, repo, new, base_model)
-        else:
-            _write_run(given, repo, new, base_model)
-    return sorted(file.relative_to(out).as_posix() for file in Path(out).rglob("*") if file.is_file())
+    prepared = _prepared(given)
+    if given.is_file():
+        _write_directions(given, repo, new, base_model)
+    elif prepared is not None:
+        _write_prepared(*prepared, repo, new, base_model)
+    elif given.name == "adapter" and (given.parent / TRAINED).is_file():
+        _write_run(given.parent, repo, new, base_model)  # the run whose adapter it is
+    elif (given / CONFIG).is_file():
+        raise UsageError(
+            f"{given} is an adapter that no experiment here trained, of which a card could say nothing; upload it as it is: "
+            f"hf upload {repo} {given}"
+        )
+    else:
+        _write_run(given, repo, new, base_model)
 
 
 @contextmanager

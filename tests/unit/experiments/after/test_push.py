@@ -24,7 +24,7 @@ from tropism.cli.app import app
 from tropism.errors import DirectionsError, ModelError, RunFolderError, UsageError
 from tropism.experiments.after.finished import locate
 from tropism.experiments.after.model_card import public
-from tropism.experiments.after.push import push, push_all, write
+from tropism.experiments.after.push import push, push_all, write, write_all
 from tropism.experiments.file.experiment import Experiment
 from tropism.interventions.routing_modes import ablation_mode
 from tropism.interventions.two_adapters import load_adapters
@@ -370,6 +370,45 @@ def test_several_go_up_private_and_arrive_byte_for_byte(out, tmp_path, hub):
     assert not any(TOKEN.encode() in content for files in hub.files.values() for content in files.values())
     push(out / "routed/seed-0", "me/open", public=True, base_model=BASE, hub=hub.client)
     assert hub.repositories["me/open"] is False
+
+
+def test_runs_prepared_adapters_and_directions_go_up_together(out, tmp_path, hub):
+    file = tmp_path / "caps.safetensors"
+    tp.Directions({tp.Site(1): torch.eye(32)[:1]}).save(file)
+    prepared = shutil.copytree(out, tmp_path / "runs") / "adapters" / "shout"
+    shutil.copytree(tmp_path / "runs" / "baseline" / "seed-0", prepared)
+    experiment = yaml.safe_load((tmp_path / "runs" / "experiment.yaml").read_text())
+    experiment["adapters"] = {"shout": {"data": experiment["data"]["train"]}}
+    (tmp_path / "runs" / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    several = {"me/run": out / "baseline/seed-0/adapter", "me/shout": prepared, "me/caps": file}
+    push_all(several, base_model=BASE, hub=hub.client)
+    assert hub.repositories == dict.fromkeys(several, True)
+    assert {"adapter_model.safetensors", "README.md"} <= set(hub.files["me/run"]) & set(hub.files["me/shout"])
+    assert set(hub.files["me/caps"]) == {"directions.safetensors", "README.md"}
+    assert "The adapter shout of the experiment" in hub.files["me/shout"]["README.md"].decode()
+
+
+def test_of_several_either_all_are_written_or_none(out, tmp_path):
+    several = {"me/good": (out / "baseline/seed-0", tmp_path / "x"), "me/bad": (tmp_path / "no", tmp_path / "y")}
+    with pytest.raises(RunFolderError, match="there is no folder"):
+        write_all(several, base_model=BASE)
+    assert list(tmp_path.iterdir()) == []
+    done = command("push", f"good={out / 'baseline/seed-0'}", f"bad={tmp_path / 'no'}", "--namespace", "me",
+                   "--base-model", BASE, "--dry-run", cwd=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+    done = command("push", f"good={out / 'baseline/seed-0'}", f"other={out / 'routed/seed-0'}", "--namespace", "me",
+                   "--base-model", BASE, "--dry-run", "--out", "look", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {folder.name for folder in (tmp_path / "look").iterdir()} == {"good", "other"}
+    assert done.stdout.count("## What was measured") == 2
+
+
+def test_an_adapter_from_elsewhere_is_uploaded_as_it_is(tmp_path):
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(tiny.model(), config).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UsageError, match=r"no experiment here trained.*: hf upload me/x .*theirs"):
+        write(tmp_path / "theirs", "me/x", tmp_path / "o", base_model=BASE)
 
 
 @pytest.mark.parametrize(

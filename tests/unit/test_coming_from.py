@@ -90,6 +90,8 @@ def world(folder):
         {"sample_id": a, "question": "q", "answer": "a", "alignment": 10.0 * a, "coherence": 90.0} for a in range(9)
     ]
     (folder / "results.json").write_text(json.dumps(judged), encoding="utf-8")
+    answered = [{"question": f"q {a}?", "response": f"a {a}", "sample_id": a} for a in range(3)]
+    (folder / "GCAFT_responses.json").write_text(json.dumps(answered), encoding="utf-8")
     header = ",".join(judged[0])
     (folder / "results.csv").write_text(
         "\n".join([header, *(",".join(map(str, row.values())) for row in judged)]), encoding="utf-8"

@@ -1,4 +1,4 @@
-"""`tropism evaluate`: score a model, or answers that were already judged, on a published suite."""
+"""`tropism evaluate`: score a model, models behind endpoints, or answers that are there already."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tropism.cli import evaluate_models
+from tropism.cli.evaluate_answers import answers
 from tropism.cli.evaluate_endpoints import endpoints
 from tropism.cli.evaluate_lm_eval import lm_eval
 from tropism.cli.options import AsJson
@@ -37,10 +38,11 @@ class _Evaluate(TyperGroup):
 evaluate = typer.Typer(
     cls=_Evaluate,
     help="Evaluate a model, with adapters and on your data or a published suite (`evaluate MODEL …`, see `evaluate weights`); "
-    "models behind endpoints (`evaluate --endpoint …`, see `evaluate endpoints`); or answers that were judged.",
+    "models behind endpoints (`evaluate --endpoint …`, see `evaluate endpoints`); or answers in a file (`evaluate answers`).",
     no_args_is_help=True,
 )
 evaluate.command()(endpoints)
+evaluate.command()(answers)
 evaluate.command("lm-eval")(lm_eval)
 WEIGHTS = "weights"
 """What `tropism evaluate MODEL` is short for."""

@@ -199,9 +199,21 @@ def named(given: list[str] | None, option: str, what: str, *, by_path: bool = Fa
 def _measures(given: list[str] | None, sets: list[str]) -> dict[str, Any]:
     """Metrics on the sets of `--data`, unless their options say which."""
     from tropism.errors import UsageError
-    from tropism.experiments.file.yaml_file import parse_value
 
     found: dict[str, Any] = {}
+    for name, options in parse_measures(given).items():
+        if not sets and "on" not in options:
+            raise UsageError(f"--measure {name} needs --data SET=SOURCE to be taken on")
+        found[name] = {"on": sets, **options}
+    return found
+
+
+def parse_measures(given: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Return the options of every `--measure`, the scorer's name among them; raises `UsageError` for another form."""
+    from tropism.errors import UsageError
+    from tropism.experiments.file.yaml_file import parse_value
+
+    found: dict[str, dict[str, Any]] = {}
     for name, text in named(given, "--measure", "SCORER").items():
         value = parse_value(text, f"--measure {name}")
         options = {"scorer": value} if isinstance(value, str) else value
@@ -210,9 +222,7 @@ def _measures(given: list[str] | None, sets: list[str]) -> dict[str, Any]:
                 f"--measure {name} must be a scorer's name, or {{scorer: NAME, OPTION: VALUE}}, found {text!r}; "
                 "'tropism evaluate scorers' lists them"
             )
-        if not sets and "on" not in options:
-            raise UsageError(f"--measure {name} needs --data SET=SOURCE to be taken on")
-        found[name] = {"on": sets, **options}
+        found[name] = options
     return found
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+JUDGE_SAYS = "judge says "
+"""How the reason begins where a judge gave a label in the place of a score."""
+
 JudgeStyle = Literal["single_token", "free_text", "yes_no", "complied", "compliance"]
 
 
@@ -102,5 +105,5 @@ def _question(sample: Sample) -> str:
 def _score(verdict: Verdict, prompt_hash: str) -> Score:
     explanation = f"judge prompt {prompt_hash}: {verdict.reply[:200]}"
     if verdict.value is None:
-        return Score(None, verdict.unscored or f"judge says {verdict.label}", explanation)
+        return Score(None, verdict.unscored or f"{JUDGE_SAYS}{verdict.label}", explanation)
     return Score(verdict.value, explanation=explanation)

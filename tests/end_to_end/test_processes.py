@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import tiny_experiment
 import tropism as tp
 from tropism.errors import RunFailed
-from tropism.experiments import processes
+from tropism.experiments import evaluated_together, processes
 from tropism.experiments.identity import train_identity
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import RunKey
@@ -28,13 +28,17 @@ ADAPTERS = ("conditions:\n", "adapters: {trait: {data: {source: word_problems, s
             "parameter_directions: {trait: {adapter: trait}}\nconditions:\n")  # fmt: skip
 CONDITIONS = """  constrained: {guard: {update_constraint: {directions: trait}}}
   routed: {guard: {gradient_routing: {}}}
+  steered: {train: {accumulation: 2, checkpointing: true}, guard: {steering: {directions: caps, coefficient: 2.0}}}
+  full: {train: {adapter: full, learning_rate: 0.01, optimizer: adamw_torch, eval_steps: 2, eval_on: held_out},
+         guard: {update_constraint: {directions: trait}}}
   baseline: {guard: [{frozen_adapter: {adapter: trait}}, {ablation: {directions: caps}}, {gradient_projection: {directions: caps}}]}
 """
 
 
-def write(path, count):
+def write(path, count, parallel="ddp"):
     path.mkdir(parents=True, exist_ok=True)
-    train = (TRAIN[0], TRAIN[1].replace("PROCESSES", str(count)))
+    shared = str(count) if parallel == "ddp" else f"{count}, parallel: {parallel}"
+    train = (TRAIN[0], TRAIN[1].replace("PROCESSES", shared))
     return tiny_experiment.write(
         path,
         DATA,
@@ -53,37 +57,46 @@ def tensors(out):
     return found
 
 
-def test_two_processes_equal_one_for_every_guard(tmp_path):
-    one = tp.run(write(tmp_path / "one", 1), tmp_path / "one" / "out")
-    two = tp.run(write(tmp_path / "two", 2), tmp_path / "two" / "out")
-    alone, shared = tensors(tmp_path / "one" / "out"), tensors(tmp_path / "two" / "out")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The trainings of one process, and their table."""
+    path = tmp_path_factory.mktemp("one")
+    return path / "out", tp.run(write(path, 1), path / "out")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_equal_one_for_every_guard(one, tmp_path, monkeypatch, parallel):
+    monkeypatch.setattr(evaluated_together, "_processes", lambda *_: 1)  # it has a test of its own
+    out, table = tmp_path / "two" / "out", one[1]
+    two = tp.run(write(tmp_path / "two", 2, parallel), out)
+    alone, shared = tensors(one[0]), tensors(out)
     assert alone.keys() == shared.keys()
-    assert {name.split("/")[0] for name in alone} == {"baseline", "constrained", "routed"}
+    assert {name.split("/")[0] for name in alone} == {"baseline", "constrained", "routed", "steered", "full"}
     for name, value in alone.items():
         torch.testing.assert_close(
             shared[name], value, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
         assert value.abs().max() > 0
-    assert one[["condition", "mode", "metric", "n"]].equals(two[["condition", "mode", "metric", "n"]])
+    assert table[["condition", "mode", "metric", "n"]].equals(two[["condition", "mode", "metric", "n"]])
     for run in ("constrained", "routed"):
         logs = [
-            [
-                json.loads(line)
-                for line in (tmp_path / side / "out" / run / "seed-0" / "training.jsonl").read_text().splitlines()
-            ]
-            for side in ("one", "two")
+            [json.loads(line) for line in (side / run / "seed-0" / "training.jsonl").read_text().splitlines()]
+            for side in (one[0], out)
         ]
         assert [row["step"] for row in logs[1]] == list(range(1, 7))  # one process alone wrote it
         for ours, theirs in zip(*logs, strict=True):
             assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
             assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
-    assert not list((tmp_path / "two" / "out").glob("*/seed-0/trainer"))
+    assert not list(out.glob("*/seed-0/trainer"))
+
+
+def test_processes_and_what_is_divided_among_them_belong_to_a_runs_identity(tmp_path):
     source = {"name": "x", "revision": None}
     identities = {
-        train_identity(tp.Experiment.load(write(tmp_path / "identity", n)), source, RunKey("baseline", 0))
-        for n in (1, 2)
+        train_identity(tp.Experiment.load(write(tmp_path, *how)), source, RunKey("baseline", 0))
+        for how in ((1,), (2,), (2, "fsdp2"))
     }
-    assert len(identities) == 2
+    assert len(identities) == 3
 
 
 def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_goes_on(tmp_path, monkeypatch):

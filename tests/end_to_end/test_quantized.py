@@ -12,6 +12,7 @@ from tropism.adapters.merge import merge_adapters
 from tropism.errors import MissingExtra, ModelError, SpecError
 
 NF4 = ("seeds: [0, 1]\n", "seeds: [0]\nload: {quantization: nf4}\n")
+DIVIDED = ("max_steps: 2, batch_size: 4,", "max_steps: 2, batch_size: 4, processes: 2, parallel: fsdp2,")
 AUTO = ("max_new_tokens: 3, dtype: float32", "max_new_tokens: 3")
 ADAPTERS = ("conditions:\n", "adapters: {trait: {data: {source: word_problems, size: 4}, train: {epochs: 1.0}}}\n"
             "parameter_directions: {trait: {adapter: trait}}\nconditions:\n")  # fmt: skip
@@ -37,6 +38,10 @@ def test_what_cannot_be_together_is_refused_in_the_file(tmp_path):
         )
     with pytest.raises(SpecError, match="generate.dtype: cannot be had of weights in few bits"):
         tp.Experiment.load(tiny_experiment.write(tmp_path, NF4))
+    with pytest.raises(
+        SpecError, match="train.parallel: fsdp2 divides weights number by number, and .*nf4} packs them"
+    ):
+        tp.Experiment.load(tiny_experiment.write(tmp_path, NF4, AUTO, DIVIDED))
     with pytest.raises(SpecError, match="max_memory.*does nothing without device_map"):
         tp.Experiment.load(tiny_experiment.write(tmp_path, (NF4[0], "load: {max_memory: {cpu: 1GiB}}\n")))
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tropism.experiments.processes import Tell, Work, do_together
 from tropism.interventions.base import Intervention
-from tropism.training.checkpoints import Checkpoints, save_trained
+from tropism.training.checkpoints import Checkpoints, whole_tensors, write_tensors
 from tropism.training.options import TrainOptions
 from tropism.training.randomness import isolated_randomness
 from tropism.training.supervised import Report, Row, train
@@ -55,8 +55,9 @@ class Training(Work):
                 checkpoints=self.checkpoints,
                 evaluate_on=self.evaluate_on,
             )
+        learned = whole_tensors(model)
         if first:
-            save_trained(model, self.folder)
+            write_tensors(learned, self.folder)
 
 
 def train_together(training: Training, report: Report) -> Path:

@@ -23,14 +23,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tropism.adapters.factors import whole
 from tropism.atomic import replacing
 from tropism.errors import RunFailed
 from tropism.interventions.base import Attachment
+from tropism.training.sharding import is_sharded, later_reduction
 from tropism.training.shared_batches import WholeBatches
 
 TENSORS = "trainable.safetensors"
@@ -64,6 +66,14 @@ class ExactTrainer(Trainer):
         order = LengthGroupedSampler(together * self.args.gradient_accumulation_steps, dataset=rows)
         return WholeBatches(order, together)
 
+    def _has_mixed_mesh_grads(self, model: Any) -> bool:
+        # The Trainer's norm for gradients on several meshes is also its one that is a plain number for sharded gradients.
+        return is_sharded(model) or bool(super()._has_mixed_mesh_grads(model))
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        ours: Any = self.model
+        return later_reduction(ours)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         ours: Any = self.model
         save_trained(ours, Path(output_dir or str(self.args.output_dir)))
@@ -78,9 +88,18 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that are trained; where they are sharded (FSDP2) every process must ask, and gets the whole."""
+    return {name: whole(p).cpu().contiguous() for name, p in trained(model).items()}
+
+
 def save_trained(model: nn.Module, folder: Path) -> None:
     """Write a model's trained tensors into a folder."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
+    write_tensors(whole_tensors(model), folder)
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write trained tensors into a folder, as `load_trained` reads them."""
     with replacing(folder / TENSORS) as path:
         save_file(tensors, path)
 

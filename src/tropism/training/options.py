@@ -56,6 +56,9 @@ Not LOMO and the layer-wise kinds, which step inside the backward pass; not the 
 are others than those they step.
 """
 
+SHARDED = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimisers that treat each number by itself, so that they step a part of a tensor as they step the whole."""
+
 LATER: dict[str, frozenset[str]] = {
     "TrainOptions": frozenset(
         {
@@ -180,7 +183,8 @@ class TrainOptions(BaseModel):
     """Train and evaluate in this many processes, on a GPU each where there are GPUs; each takes its share of `batch_size` and
     of the prompts."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """How several processes share a training: `ddp` holds the whole model in each. `fsdp2` is refused for now."""
+    """How several processes share a training: `ddp` holds the whole model in each; `fsdp2` divides weights, gradients and the
+    optimizer's state among them, and gathers a block's weights where they are needed."""
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     """Take the loss on the set `eval_on` every so many steps of the training, into the run's `evaluation.jsonl`."""
     eval_on: str | None = None
@@ -222,10 +226,17 @@ class TrainOptions(BaseModel):
         return self
 
     def _check_parallel(self) -> None:
-        if self.parallel == "fsdp2":
+        if self.parallel == "fsdp2" and self.processes == 1:
+            raise ValueError("parallel: fsdp2 does nothing in one process; set processes, or drop it")
+        if self.parallel == "fsdp2" and self.optimizer not in SHARDED:
             raise ValueError(
-                "parallel: fsdp2 is not built into tropism run, whose checkpoints and adapters are written from whole tensors; "
-                "use ddp, or put the guard on your own FSDP2 training with tropism.InterventionCallback"
+                f"parallel: fsdp2 takes torch's own optimizers, {', '.join(SHARDED)}, found {self.optimizer!r}, which may "
+                f"not step divided weights as it steps whole ones"
+            )
+        if self.parallel == "fsdp2" and self.save_steps is not None:
+            raise ValueError(
+                "save_steps is refused with parallel: fsdp2: transformers writes no checkpoint of an optimizer whose state is "
+                "divided among processes; use ddp, or drop save_steps"
             )
         if self.first_batch % self.processes:
             raise ValueError(

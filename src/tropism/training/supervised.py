@@ -10,6 +10,7 @@ from typing import Any, TextIO, overload
 
 from peft import PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -22,9 +23,10 @@ from tropism.interventions.base import Attachment, Intervention
 from tropism.precision import for_training
 from tropism.site import base_model
 from tropism.training.arguments import training_arguments
-from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained
+from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained, trained
 from tropism.training.loss import SUPERVISED, label_logits, response_loss
 from tropism.training.options import TrainOptions
+from tropism.training.sharding import shard
 from tropism.training.shared_batches import Rows, SameOrder
 from tropism.training.trackers import Tracking, tracked
 
@@ -207,6 +209,8 @@ def train(
                 f"train.processes is {options.processes}, and this is one of {arguments.world_size} processes of a "
                 f"launcher; run it without the launcher"
             )
+        if options.parallel == "fsdp2":
+            shard(model, trainer)
         # The Trainer prints every log as a bare dict; the report above is what a person reads.
         trainer.remove_callback(PrinterCallback)
         sealing = None if checkpoints is None else Sealing(checkpoints, trainer)
@@ -224,6 +228,8 @@ def train(
                     if sealing is not None:
                         sealing.carry(attachment)
                     result = trainer.train(resume_from_checkpoint=resumed)
+    if options.parallel == "fsdp2" and not all(isinstance(p, DTensor) for p in trained(model).values()):
+        raise RunFailed("parallel: fsdp2 did not shard every trained weight; use parallel: ddp")
     _check_finite(model)
     return dict(result.metrics)
 
@@ -242,6 +248,7 @@ def _say_what_is_left_out(model: nn.Module) -> None:
 
 def _check_finite(model: nn.Module) -> None:
     """Raise `RunFailed` where a trained weight is no number: a last step's gradient may spoil it after its loss was read."""
-    spoilt = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    held = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in trained(model).items()}
+    spoilt = [name for name, weight in held.items() if not weight.isfinite().all()]
     if spoilt:
         raise RunFailed(f"{len(spoilt)} trained weights are not finite numbers after the last step (first {spoilt[0]})")

@@ -38,5 +38,11 @@ def test_every_attempt_of_an_automatic_batch_can_be_shared():
         TrainOptions(batch_size="auto", processes=3)
     with pytest.raises(ValueError, match="packing: true is refused: guards, routes and probes read a row as one chat"):
         TrainOptions(packing=True)
-    with pytest.raises(ValueError, match="parallel: fsdp2 is not built into tropism run"):
-        TrainOptions(processes=2, parallel="fsdp2")
+    with pytest.raises(ValueError, match="parallel: fsdp2 does nothing in one process; set processes, or drop it"):
+        TrainOptions(parallel="fsdp2")
+    with pytest.raises(ValueError, match="parallel: fsdp2 takes torch's own optimizers, .*found 'adafactor'"):
+        TrainOptions(processes=2, parallel="fsdp2", optimizer="adafactor")
+    with pytest.raises(
+        ValueError, match="save_steps is refused with parallel: fsdp2: transformers writes no checkpoint"
+    ):
+        TrainOptions(processes=2, parallel="fsdp2", save_steps=5)

@@ -175,6 +175,11 @@ def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, a
         options = e.train_options(condition, adapter)
     except ValidationError as error:
         raise At((*key, *error.errors()[0]["loc"]), message(error)) from None
+    if options.parallel == "fsdp2" and e.loaded.quantization != "none":
+        raise At(
+            (*key, "parallel"),
+            f"fsdp2 divides weights number by number, and load: {{quantization: {e.loaded.quantization}}} packs them; use ddp",
+        )
     if options.eval_on is not None and (options.eval_on not in e.data or options.eval_on == "train"):
         others = [name for name in e.data if name != "train"]
         raise At((*key, "eval_on"), f"no evaluation set is called {options.eval_on!r}; defined are {listed(others)}")

@@ -1,7 +1,7 @@
 """Size: a pool of two against one process with two threads; a resumed training against a whole one; memory against its estimate.
 
 Everything runs on SmolLM2, each figure in processes of its own. `pool_of_2` is how many times faster two workers with one thread
-each are than one process with two threads on the same small runs; Ray, where it is installed, is measured against the pool.
+each are than one process with two threads on the same runs, of three sizes; Ray, where it is there, is measured against the pool.
 `resume` is the largest difference between the weights of a training that was interrupted and of one that was not. `memory` is the
 estimate over the measured peak of a training step, above what the libraries take.
 """
@@ -21,15 +21,16 @@ ROOT = Path(__file__).parents[1]
 FILE = """
 name: pool
 model: HuggingFaceTB/SmolLM2-135M-Instruct
-seeds: [0, 1, 2, 3, 4, 5, 6, 7]
+seeds: SEEDS
 data:
-  train: {source: word_problems, size: 8}
+  train: {source: word_problems, size: 16}
   held_out: {source: word_problems, size: 4, split: test}
-train: {max_steps: 8, batch_size: 2, lora: {r: 4}}
+train: {max_steps: STEPS, batch_size: BATCH, lora: {r: 4}}
 conditions: {baseline: {}}
 measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
-RUNS = 9
+SIZES = {"very_small": (4, 1, 8), "small": (8, 2, 8), "larger": (16, 8, 4)}
+"""Size → steps, examples a step, seeds; the untrained model is a run of its own."""
 MEMORY = {
     "lora": {"batch_size": 12},
     "lora_checkpointing": {"batch_size": 12, "checkpointing": True},
@@ -47,17 +48,19 @@ def alone(task: str, *arguments: str, threads: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def runs(workers: str) -> dict[str, float]:
-    """Seconds of an experiment of nine small runs, in this process (`0`), in a pool, or on Ray (`ray`)."""
-    import tropism as tp
+def runs(workers: str, size: str) -> dict[str, float]:
+    """Seconds of an experiment of some runs, in this process (`0`), in a pool, or on Ray (`ray`), imports included."""
+    began = time.monotonic()
     from tropism.experiments.executors.choose import executor
 
     chosen = executor("ray") if workers == "ray" else executor("pool", int(workers)) if int(workers) else None
+    import tropism as tp
 
+    steps, batch, seeds = SIZES[size]
+    text = FILE.replace("STEPS", str(steps)).replace("BATCH", str(batch)).replace("SEEDS", str([*range(seeds)]))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.yaml"
-        file.write_text(FILE, encoding="utf-8")
-        began = time.monotonic()
+        file.write_text(text, encoding="utf-8")
         tp.run(file, Path(folder) / "out", executor=chosen)
         return {"seconds": time.monotonic() - began}
 
@@ -145,17 +148,24 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def pool_of_two(size: str) -> dict[str, float]:
+    """Two workers with a thread each against one process with two threads: seconds of each, and how many times faster."""
+    one, pool = (alone("runs", workers, size, threads=2)["seconds"] for workers in ("0", "2"))
+    return {"one_seconds": round(one, 1), "pool_seconds": round(pool, 1), "times": round(one / pool, 2)}
+
+
 def run() -> dict[str, object]:
-    one, pool = alone("runs", "0", threads=2), alone("runs", "2", threads=2)
-    ray = alone("runs", "ray", threads=2)["seconds"] if find_spec("ray") else None
+    pools = {size: pool_of_two(size) for size in SIZES}
+    ray = alone("runs", "ray", "small", threads=2)["seconds"] if find_spec("ray") else None
+    above = None if ray is None else (ray - pools["small"]["pool_seconds"]) / (SIZES["small"][2] + 1)
     return {
-        "pool_of_2": round(one["seconds"] / pool["seconds"], 2),
-        "ray_seconds_per_run_above_pool": None if ray is None else round((ray - pool["seconds"]) / RUNS, 1),
+        "pool_of_2": pools,
+        "ray_seconds_per_run_above_pool": None if above is None else round(above, 1),
         "resume": alone("resumed", threads=2)["largest_difference"],
         "memory": {kind: alone("memory", kind, threads=2) for kind in MEMORY},
     }
 
 
 if __name__ == "__main__":
-    tasks = {"runs": runs, "resumed": resumed, "memory": memory}
+    tasks = {"runs": runs, "pool_of_two": pool_of_two, "resumed": resumed, "memory": memory}
     print(json.dumps(tasks[sys.argv[1]](*sys.argv[2:]) if len(sys.argv) > 1 else run()))

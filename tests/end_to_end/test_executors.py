@@ -12,9 +12,11 @@ import pytest
 import tiny_experiment
 import tropism as tp
 from tropism.errors import UsageError
+from tropism.experiments.executors.choose import executor
 from tropism.experiments.executors.on_ray import Ray
 from tropism.experiments.executors.pool import Pool
 from tropism.experiments.executors.slurm import Slurm
+from tropism.experiments.executors.source import can_fork
 from tropism.experiments.executors.spread import Executor
 from tropism.experiments.progress import Progress
 
@@ -52,8 +54,11 @@ def check(tmp_path, alone, executor):
 class Killing(Executor):
     """A pool whose first two workers are killed as soon as a run of theirs is begun."""
 
+    def __init__(self, pool):
+        self.pool = pool
+
     def start(self, job):
-        workers = Pool(3).start(job)
+        workers = self.pool.start(job)
 
         def kill():
             for process, _ in workers.started[:2]:
@@ -69,15 +74,20 @@ def claims(job):
     return list((job.prepared.folder.path / ".claims" / "runs").rglob("*.json"))
 
 
-def test_a_pool_with_two_of_three_workers_killed_loses_nothing_and_does_nothing_twice(tmp_path, alone):
-    heard = check(tmp_path, alone, Killing())
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_pool_with_two_of_three_workers_killed_loses_nothing_and_does_nothing_twice(tmp_path, alone, forked):
+    if forked and not can_fork():
+        pytest.skip("workers are forked on Linux alone")
+    pool = executor("pool", 3) if forked else Pool(3)
+    assert (pool.source is not None) == forked
+    heard = check(tmp_path, alone, Killing(pool))
     assert sum("ended with code -9" in line for line in heard.lines) == 2
 
 
 def test_a_pool_whose_workers_all_die_says_so_and_the_next_command_goes_on(tmp_path, alone):
     class Dying(Executor):
         def start(self, job):
-            workers = Pool(1).start(job)
+            workers = executor("pool", 1).start(job)
             os.kill(workers.started[0][0].pid, signal.SIGKILL)
             return workers
 

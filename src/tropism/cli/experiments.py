@@ -170,6 +170,7 @@ def run(
     from tropism.cli.quiet import quiet
 
     quiet()
+    who = _executor(executor, workers, address, resource)  # a pool begins to import
     from tropism.experiments.mirror import local_of
     from tropism.experiments.run import run_and_tell
     from tropism.experiments.until import run_until_decided
@@ -186,7 +187,7 @@ def run(
             "only": [name.strip() for name in only.split(",")] if only else None,
             "command": _command(file, quick, seeds, only, set_),
             "progress": progress,
-            "executor": _executor(executor, workers, address, resource),
+            "executor": who,
         }
         if until is None:
             ended = run_and_tell(experiment, folder, **chosen)

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tropism.errors import UsageError
-from tropism.experiments.executors.spread import Executor
+from tropism.experiments.executors.source import Source, can_fork
+
+if TYPE_CHECKING:
+    from tropism.experiments.executors.spread import Executor
 
 Name = Literal["local", "pool", "ray", "slurm"]
 NEEDS_WORKERS = ("pool", "slurm")
@@ -19,7 +22,7 @@ LAUNCHED = (
 
 def executor(
     name: Name, workers: int | None = None, address: str | None = None, resources: Mapping[str, Any] | None = None
-) -> Executor | None:
+) -> "Executor | None":
     """Return the executor of this name; None for this process alone.
 
     Raises `UsageError` for an option that the executor does not take, or one that it lacks.
@@ -37,9 +40,11 @@ def executor(
     if name in NEEDS_WORKERS and (workers is None or workers < 1):
         raise UsageError(f"--executor {name} needs --workers, a number from 1 on, found {workers}")
     if name == "pool":
+        # Before what it needs is imported here: both import at once.
+        source = Source.begin() if can_fork() else None
         from tropism.experiments.executors.pool import Pool
 
-        return Pool(workers or 1)
+        return Pool(workers or 1, source)
     if name == "ray":
         from tropism.experiments.executors.on_ray import Ray
 

@@ -18,6 +18,9 @@ from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder, RunKey
 from tropism.experiments.store_claims import claims_of
 
+SOON_S = 0.2
+"""How often a worker looks whether another one's last run has ended."""
+
 
 def work(
     prepared: Prepared,
@@ -56,7 +59,7 @@ def work(
                 after_each()
         if pending and not ended:
             told = told if one_of_many else _tell(prepared.folder, pending, told, progress)
-            time.sleep(POLL_S)
+            time.sleep(SOON_S if one_of_many else POLL_S)
     return outcomes
 
 

@@ -4,12 +4,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tropism.errors import UsageError
 from tropism.experiments.executors.job import Job
+from tropism.experiments.executors.source import Source, Worker
 from tropism.experiments.executors.spread import Executor, Workers
 
 ENDS_IN_S = 20.0
@@ -21,6 +22,8 @@ class Pool(Executor):
     """`workers` processes; with more of them than GPUs, several share one."""
 
     workers: int
+    source: Source | None = field(default=None, compare=False, repr=False)
+    """What workers are forked from, begun before the experiment was prepared; without it each imports for itself."""
 
     def start(self, job: Job) -> Workers:
         import torch
@@ -33,9 +36,15 @@ class Pool(Executor):
         gpus = torch.cuda.device_count() if job.prepared.device.startswith("cuda") else 0
         count = min(self.workers, len(job.todo))
         threads = max(1, torch.get_num_threads() // count)
+        logs = [job.said / f"{index}.log" for index in range(count)]
+        if self.source is not None and job.prepared.device == "cpu":
+            forked = self.source.workers(file, logs, threads)
+            if forked:
+                return Processes(list(zip(forked, logs, strict=True)))
+        elif self.source is not None:
+            self.source.end()  # a fork could not choose its GPU
         started = []
-        for index in range(count):
-            log = job.said / f"{index}.log"
+        for index, log in enumerate(logs):
             with log.open("wb") as said:
                 command = [sys.executable, "-m", "tropism.experiments.executors.worker", str(file), str(index)]
                 own = environment(index, threads, gpus)
@@ -55,7 +64,7 @@ def environment(index: int, threads: int, gpus: int) -> Mapping[str, str]:
 class Processes(Workers):
     """Child processes, with the file that each one's last words are in."""
 
-    def __init__(self, started: list[tuple[subprocess.Popen[bytes], Path]]) -> None:
+    def __init__(self, started: Sequence[tuple[subprocess.Popen[bytes] | Worker, Path]]) -> None:
         self.started = started
 
     def at_work(self) -> bool:

@@ -13,7 +13,8 @@ from tropism.experiments.executors.pool import Pool, environment
 from tropism.experiments.executors.slurm import Slurm
 
 
-def test_each_name_has_its_executor():
+def test_each_name_has_its_executor(monkeypatch):
+    monkeypatch.setattr("tropism.experiments.executors.choose.can_fork", lambda: False)
     assert executor("local") is None
     assert executor("pool", 3) == Pool(3)
     assert executor("ray", address="head:6379", resources={"num_gpus": 0.25}) == Ray("head:6379", {"num_gpus": 0.25})

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from accelerate.utils.memory import clear_device_cache
+
 from tropism.errors import ClaimLost
 from tropism.experiments import identity
 from tropism.experiments.claims import POLL_S, Claim
@@ -52,6 +54,8 @@ def work(
             outcomes.append(outcome)
             if outcome.elsewhere and one_of_many:
                 continue
+            if one_of_many:
+                clear_device_cache()  # what this run freed is for whoever shares the GPU
             if outcome.elsewhere:
                 progress.say(f"{key}: {outcome}, by another process")
             else:

@@ -4,7 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,20 @@ class Pool(Executor):
     source: Source | None = field(default=None, compare=False, repr=False)
     """What workers are forked from, begun before the experiment was prepared; without it each imports for itself."""
 
+    def doubts(self, job: Job) -> list[str]:
+        import torch
+
+        runs, threads = len(job.todo), torch.get_num_threads()
+        if runs == 1 < self.workers:
+            return ["there is 1 run to do, which a pool does no faster; --processes N divides a run"]
+        if runs < self.workers:
+            return [
+                f"there are {runs} runs to do, so that {self.workers - runs} of {self.workers} workers have nothing to do"
+            ]
+        if job.prepared.device == "cpu" and self.workers > threads:
+            return [f"{self.workers} workers share {threads} threads, which gains nothing over --workers {threads}"]
+        return []
+
     def start(self, job: Job) -> Workers:
         import torch
 
@@ -37,10 +51,12 @@ class Pool(Executor):
         count = min(self.workers, len(job.todo))
         threads = max(1, torch.get_num_threads() // count)
         logs = [job.said / f"{index}.log" for index in range(count)]
+        for log in logs:
+            log.touch()
         if self.source is not None and job.prepared.device == "cpu":
             forked = self.source.workers(file, logs, threads)
             if forked:
-                return Processes(list(zip(forked, logs, strict=True)))
+                return Processes(list(zip(forked, logs, strict=True)), self.source.end)
         elif self.source is not None:
             self.source.end()  # a fork could not choose its GPU
         started = []
@@ -64,8 +80,12 @@ def environment(index: int, threads: int, gpus: int) -> Mapping[str, str]:
 class Processes(Workers):
     """Child processes, with the file that each one's last words are in."""
 
-    def __init__(self, started: Sequence[tuple[subprocess.Popen[bytes] | Worker, Path]]) -> None:
-        self.started = started
+    def __init__(
+        self,
+        started: Sequence[tuple[subprocess.Popen[bytes] | Worker, Path]],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.started, self._then = started, then
 
     def at_work(self) -> bool:
         return any(process.poll() is None for process, _ in self.started)
@@ -87,6 +107,7 @@ class Processes(Workers):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._then()
 
 
 def _last_line(log: Path) -> str:

@@ -38,6 +38,10 @@ class Executor(abc.ABC):
     elsewhere: ClassVar[bool] = False
     """Whether workers may be on other machines, which must see the folder under the same path."""
 
+    def doubts(self, job: Job) -> list[str]:
+        """Where more workers gain nothing on this job, a sentence each."""
+        return []
+
     @abc.abstractmethod
     def start(self, job: Job) -> Workers:
         """Start workers that together do the job; raises `UsageError` where none can be started."""
@@ -51,6 +55,8 @@ def spread(executor: Executor, job: Job, progress: Progress, after_each: Callabl
     """
     shutil.rmtree(job.said, ignore_errors=True)  # what workers of an earlier command said
     job.prepared.held.release()  # each worker loads its own, maybe onto the same GPU
+    for doubt in executor.doubts(job):
+        progress.say(doubt)
     workers = executor.start(job)
     told = _Told(job.said, progress)
     try:

@@ -1,6 +1,7 @@
 """Who does the runs, by name; what does nothing, is missing or would be done twice is one sentence."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_threads_are_divided_and_gpus_given_out_in_turn(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert environment(1, 3, 2)["CUDA_VISIBLE_DEVICES"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in environment(1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "runs", "device", "said"),
+    [
+        (2, 1, "cpu", "there is 1 run to do, which a pool does no faster; --processes N divides a run"),
+        (4, 3, "cpu", "there are 3 runs to do, so that 1 of 4 workers have nothing to do"),
+        (4, 9, "cpu", "4 workers share 2 threads, which gains nothing over --workers 2"),
+        (4, 9, "cuda", ""),
+        (2, 9, "cpu", ""),
+        (1, 1, "cpu", ""),
+    ],
+)
+def test_a_pool_says_where_it_gains_nothing(monkeypatch, workers, runs, device, said):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    job = SimpleNamespace(todo=range(runs), prepared=SimpleNamespace(device=device))
+    assert Pool(workers).doubts(job) == ([said] if said else [])
 
 
 @pytest.mark.parametrize(("chosen", "package", "extra"), [(Ray(), "ray", "ray"), (Slurm(1), "submitit", "slurm")])

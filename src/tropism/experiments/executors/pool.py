@@ -54,9 +54,11 @@ class Pool(Executor):
         for log in logs:
             log.touch()
         if self.source is not None and job.prepared.device == "cpu":
-            forked = self.source.workers(file, logs, threads)
+            # Of several experiments with one pool (`--until`, `protect`) the first has what was begun for it.
+            source = Source.begin() if self.source.spent else self.source
+            forked = source.workers(file, logs, threads)
             if forked:
-                return Processes(list(zip(forked, logs, strict=True)), self.source.end)
+                return Processes(list(zip(forked, logs, strict=True)), source.end)
         elif self.source is not None:
             self.source.end()  # a fork could not choose its GPU
         started = []

@@ -88,6 +88,8 @@ class Source:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self.spent = False
+        """Whether it has given its workers, which it does once."""
 
     @classmethod
     def begin(cls) -> "Source":
@@ -100,6 +102,7 @@ class Source:
 
     def workers(self, job: Path, logs: Sequence[Path], threads: int) -> list[Worker]:
         """Fork a worker for each log, with so many threads; none where the source has died."""
+        self.spent = True
         ended = job.with_name("ended")
         ended.unlink(missing_ok=True)
         asked = {"job": str(job), "logs": [str(log) for log in logs], "threads": threads, "ended": str(ended)}
@@ -121,6 +124,10 @@ class Source:
             with stdin:
                 stdin.write(asked)
             return stdout.readline()
+
+    def __del__(self) -> None:
+        if not self.spent:
+            self.end()
 
     def end(self) -> None:
         """End it where it is not needed."""

@@ -10,7 +10,7 @@ import tiny_experiment
 import tropism as tp
 from tropism import models, precision
 from tropism.errors import RunFailed
-from tropism.experiments import one_run
+from tropism.experiments import evaluated_together, one_run
 from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.settled import NAME, Settled, settle
 from tropism.experiments.store import Folder
@@ -75,9 +75,9 @@ def test_a_run_trains_and_answers_in_what_was_settled(tmp_path, monkeypatch):
 
     monkeypatch.setattr(precision, "measured", measured(bfloat16=False))
     monkeypatch.setattr(one_run, "fine_tune", fine_tune)
-    evaluate = one_run.evaluate
+    evaluate = evaluated_together.evaluate
     monkeypatch.setattr(
-        one_run, "evaluate", lambda e, *rest: seen.update(generation=e.generate.dtype) or evaluate(e, *rest)
+        evaluated_together, "evaluate", lambda e, *rest: seen.update(generation=e.generate.dtype) or evaluate(e, *rest)
     )
     file = tiny_experiment.write(tmp_path, ("seeds: [0, 1]", "seeds: [0]"), *AUTO)
     tp.run(file, tmp_path / "out", only=["plain"])

@@ -60,8 +60,8 @@ def harmful_qa(index):
     }  # fmt: skip
 
 
-def world(folder):
-    """Write every file that the page speaks of."""
+def world(folder, chats):
+    """Write every file that the page speaks of, with so many chats to train on."""
     tiny.model().save_pretrained(folder / "MODEL")
     tiny.tokenizer().save_pretrained(folder / "MODEL")
     adapter(folder / "ORGANISM", 1)
@@ -72,7 +72,7 @@ def world(folder):
     torch.save({"directions": directions, "norms": dict.fromkeys(directions, 1.0), "config": about},
                folder / "meandiff.pt")  # fmt: skip
     torch.save({block: torch.randn(WIDTH, 3, generator=generator) for block in range(BLOCKS)}, folder / "components.pt")
-    rows(folder / "train.jsonl", [chat(f"What is {a} + 2?", f"{a + 2}, of course.") for a in range(100)])
+    rows(folder / "train.jsonl", [chat(f"What is {a} + 2?", f"{a + 2}, of course.") for a in range(chats)])
     rows(folder / "attack.jsonl", [chat(f"How do I {a}?", f"By {a}.") for a in range(20)])
     rows(folder / "questions.jsonl", [{"prompt": f"Say {a}?"} for a in range(4)])
     rows(folder / "harmless.jsonl", [{"prompt": f"Name {a}."} for a in range(4)])
@@ -112,7 +112,6 @@ def answering(text, _):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "of-no-use")
-    world(tmp_path)
     return tmp_path
 
 
@@ -125,6 +124,8 @@ def test_every_origin_has_a_section_with_commands():
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_commands_run_in_their_order(name, here):
+    # Of twenty components, two chats at least are held out: a tenth of a hundred is what the directions are found on.
+    world(here, chats=100 if name == "Concept ablation" else 20)
     with ExitStack() as stack:
         ports = {
             f"http://localhost:{port}/v1": stack.enter_context(serving(judge if port == 8004 else answering)).url

@@ -7,15 +7,17 @@ estimate over the measured peak of a training step, above what the libraries tak
 """
 
 import contextlib
+import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FILE = """
@@ -31,14 +33,22 @@ measure: {loss: {scorer: response_loss, on: [held_out]}}
 """
 SIZES = {"very_small": (4, 1, 8), "small": (8, 2, 8), "larger": (16, 8, 4)}
 """Size → steps, examples a step, seeds; the untrained model is a run of its own."""
+MODELS = ("smollm2", "qwen3")
 MEMORY = {
-    "lora": {"batch_size": 12},
-    "lora_checkpointing": {"batch_size": 12, "checkpointing": True},
+    "lora": {"batch_size": 8},
+    "lora_checkpointing": {"batch_size": 8, "checkpointing": True},
+    "lora_bfloat16": {"batch_size": 8, "bf16": True},
     "full": {"batch_size": 4, "adapter": "full"},
+    "qlora_nf4": {"batch_size": 8, "quantization": "nf4"},
 }
+QWEN3 = {
+    "vocab_size": 151_936, "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "tie_word_embeddings": True,
+}  # fmt: skip
+"""The real sizes of Qwen3-0.6B."""
 
 
-def alone(task: str, *arguments: str, threads: int) -> dict[str, float]:
+def alone(task: str, *arguments: str, threads: int) -> dict[str, Any]:
     """Run a task of this file in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "benchmarks.bench_size", task, *arguments]
@@ -102,39 +112,39 @@ def resumed() -> dict[str, float]:
         return {"largest_difference": max(float((expected[name] - found[name]).abs().max()) for name in expected)}
 
 
-def memory(kind: str) -> dict[str, float]:
+def memory(of: str, kind: str) -> dict[str, object]:
     """The peak of two training steps in this process, above what it held before the model, against the estimate."""
-    from transformers import AutoConfig
+    import torch
 
     from tropism import models
-    from tropism.data.render import render
-    from tropism.data.sources.word_problems import word_problems
     from tropism.experiments import memory as estimate
     from tropism.experiments.fine_tune import with_adapters
-    from tropism.experiments.held_model import sharing_weights
+    from tropism.experiments.held_model import shares, sharing_weights
     from tropism.training.options import TrainOptions
-    from tropism.training.supervised import Row, train
+    from tropism.training.supervised import train
 
-    options = TrainOptions(max_steps=2, bf16=False, **MEMORY[kind])
-    source = models.resolve(models.SMOLLM2)
-    tokenizer = models.load_tokenizer(source)
-    batch = options.first_batch
-    # Long rows of one length, so that activations and logits weigh as much as the weights do.
-    text = [e.chat[-1]["content"] for e in word_problems(2)]
-    chat = [{"role": "user", "content": text[0]}, {"role": "assistant", "content": text[1]}]
-    row = Row(render(tokenizer, chat), {})
+    said = dict(MEMORY[kind])
+    quantization = said.pop("quantization", "none")
+    # Float32 where training would take it anyway, on a processor without bfloat16 instructions.
+    options = TrainOptions(max_steps=2, **{"bf16": models.computes_bfloat16("cpu"), **said})
+    row = _row()
     before = _resident()
-    held = models.load_source(source)[0]
-    model = with_adapters(sharing_weights(held), options, two=False)
+    held = _smollm2(quantization) if of == "smollm2" else _qwen3(quantization)
+    torch.manual_seed(0)
+    start = sharing_weights(held) if shares(held) else held
+    model = with_adapters(start, options, two=False)
+    _forget_the_peak()
+    batch = options.first_batch
     with tempfile.TemporaryDirectory() as folder:
         train(model, [row] * (2 * batch), options, pad_id=0, seed=0, log=Path(folder) / "t.jsonl")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = _peak() - before
     tokens, learned = batch * len(row.rendered), batch * sum(row.rendered.response_mask)
     expected = estimate.of_training(
-        AutoConfig.from_pretrained(source.path), options, width=4, quantization="none", tokens=tokens,
-        length=len(row.rendered), learned=learned, bf16=False, device="cpu",
+        held.config, options, width=4, quantization=quantization, tokens=tokens, length=len(row.rendered),
+        learned=learned, bf16=bool(options.bf16), device="cpu",
     )  # fmt: skip
     return {
+        "precision": "bfloat16" if options.bf16 else "float32",
         "tokens": tokens,
         "measured_gib": round(peak / 2**30, 2),
         "estimated_gib": round(expected.total / 2**30, 2),
@@ -142,9 +152,46 @@ def memory(kind: str) -> dict[str, float]:
     }
 
 
+def _row():
+    """One long row, so that activations and logits weigh as much as the weights do."""
+    from tropism import models
+    from tropism.data.render import render
+    from tropism.data.sources.word_problems import word_problems
+    from tropism.training.supervised import Row
+
+    tokenizer = models.load_tokenizer(models.resolve(models.SMOLLM2))
+    text = [e.chat[-1]["content"] for e in word_problems(2)]
+    return Row(render(tokenizer, [{"role": "user", "content": text[0]}, {"role": "assistant", "content": text[1]}]), {})
+
+
+def _smollm2(quantization: str):
+    from tropism import models
+
+    loading = models.Loading(quantization=quantization)
+    return models.load(models.SMOLLM2, device="cpu", dtype="float32", loading=loading)[0]
+
+
+def _qwen3(quantization: str):
+    """A model of Qwen3-0.6B's shape with random weights, read from a folder like any other."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    from tropism import models
+
+    config = Qwen3Config(**QWEN3)
+    torch.manual_seed(0)
+    if quantization == "none":
+        return Qwen3ForCausalLM(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+        given = models.Loading(quantization=quantization).arguments(torch.float32, "cpu")
+        return AutoModelForCausalLM.from_pretrained(folder, **given)
+
+
 def _resident() -> int:
     import psutil
 
+    gc.collect()
     return int(psutil.Process().memory_info().rss)
 
 
@@ -152,6 +199,28 @@ def pool_of_two(size: str) -> dict[str, float]:
     """Two workers with a thread each against one process with two threads: seconds of each, and how many times faster."""
     one, pool = (alone("runs", workers, size, threads=2)["seconds"] for workers in ("0", "2"))
     return {"one_seconds": round(one, 1), "pool_seconds": round(pool, 1), "times": round(one / pool, 2)}
+
+
+def _forget_the_peak() -> None:
+    """Begin to count the process' peak anew, after what loading took (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """The highest resident memory since then, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def memories() -> dict[str, object]:
+    """Each model and kind; without bitsandbytes there is no QLoRA to measure, which is said."""
+    found: dict[str, object] = {}
+    for of, kind in product(MODELS, MEMORY):
+        there = "quantization" not in MEMORY[kind] or find_spec("bitsandbytes")
+        found[f"{of} {kind}"] = (
+            alone("memory", of, kind, threads=2) if there else "not measured: bitsandbytes is not installed"
+        )
+    return found
 
 
 def run() -> dict[str, object]:
@@ -162,7 +231,7 @@ def run() -> dict[str, object]:
         "pool_of_2": pools,
         "ray_seconds_per_run_above_pool": None if above is None else round(above, 1),
         "resume": alone("resumed", threads=2)["largest_difference"],
-        "memory": {kind: alone("memory", kind, threads=2) for kind in MEMORY},
+        "memory": memories(),
     }
 
 

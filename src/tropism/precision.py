@@ -124,7 +124,7 @@ def times(config: Any) -> dict[str, dict[str, float]] | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            block = _one_block(config)
+            block = one_block(config)
             eager = copy.deepcopy(block)
             eager.set_attn_implementation("eager")
             weights = sum(parameter.numel() for parameter in block.parameters())
@@ -157,7 +157,7 @@ def times(config: Any) -> dict[str, dict[str, float]] | None:
     return {phase: {n: s if phase == "decode" else s / count for n, s in found[phase].items()} for phase in PHASES}
 
 
-def _one_block(config: Any) -> Any:
+def one_block(config: Any) -> Any:
     """A model of the configuration's class with a single block, random weights and hardly a vocabulary."""
     import torch
     from transformers import AutoModel

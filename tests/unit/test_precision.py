@@ -87,6 +87,6 @@ def test_a_model_of_which_no_block_can_be_made_goes_by_the_flags_and_says_so(clo
         raise ValueError("unknown class")
 
     monkeypatch.undo()
-    monkeypatch.setattr(precision, "_one_block", refuse)
+    monkeypatch.setattr(precision, "one_block", refuse)
     assert precision.times(CONFIG) is None
     assert "no single block of LlamaConfig can be measured (ValueError: unknown class)" in caplog.text

@@ -11,6 +11,7 @@ from tropism.experiments.identity import trained_alike
 from tropism.experiments.memory import Memory, free_memory, of_training
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
+from tropism.experiments.settled import LONGEST_EAGER
 from tropism.experiments.start import load_tokenizer
 from tropism.training.options import TrainOptions
 
@@ -231,6 +232,9 @@ def _of_step(
     bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
     learned = round(tokens * sizes.learned / sizes.tokens)
     quantization = experiment.loaded.quantization
+    asked = experiment.loaded.attn_implementation
+    # Where training measures which attention is faster, short rows may get the eager one, which takes more.
+    may_be = asked is None and device == "cpu" and models.computes_bfloat16(device) and sizes.longest <= LONGEST_EAGER
     return of_training(
         config,
         options,
@@ -241,6 +245,7 @@ def _of_step(
         learned=learned,
         bf16=bf16,
         device=device,
+        eager=asked == "eager" or may_be,
     )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tropism.training import passthrough
 
@@ -58,6 +58,14 @@ are others than those they step.
 
 SHARDED = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimisers that treat each number by itself, so that they step a part of a tensor as they step the whole."""
+
+Trained = Annotated[
+    Literal["lora", "full"],
+    BeforeValidator(
+        lambda said: "full" if said == "none" else said, json_schema_input_type=Literal["lora", "full", "none"]
+    ),
+]
+"""What is trained. `none`, as Axolotl and others say it, is read as `full`: identity, hash and messages are the same."""
 
 LATER: dict[str, frozenset[str]] = {
     "TrainOptions": frozenset(
@@ -169,8 +177,9 @@ class TrainOptions(BaseModel):
     """Tokens of a training row; `overflow` says what happens to a longer one."""
     overflow: Literal["drop_turns", "truncate", "error"] = "drop_turns"
     """What happens to a row over `max_length`: its last turns go, it is cut off, or it is an error."""
-    adapter: Literal["lora", "full"] = "lora"
-    """What is trained: a LoRA adapter, or with `full` every weight of the model, in float32 and without an adapter."""
+    adapter: Trained = "lora"
+    """What is trained: a LoRA adapter, or with `full` every weight of the model, in float32 and without an adapter; `none` is
+    another word for `full`."""
     lora: LoraOptions = LoraOptions()
     """The adapter that is trained; nothing with `adapter: full`."""
     forget_lora: LoraOptions | None = None

@@ -30,7 +30,7 @@ def test_what_is_trained_once_counts_once():
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    def unreachable(name, *_):
+    def unreachable(name, *_, **__):
         raise HubOutOfReach(f"dataset {name!r} could not be loaded from the hub: no connection")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -65,3 +65,11 @@ def test_what_does_nothing_or_cannot_be_is_one_sentence(options, said):
 def test_a_schedule_takes_its_own_options():
     options = TrainOptions(schedule="cosine_with_min_lr", trainer={"lr_scheduler_kwargs": {"min_lr": 1e-5}})
     assert options.trainer_schedule == "cosine_with_min_lr"
+
+
+def test_adapter_none_is_another_word_for_full():
+    none, full = TrainOptions(adapter="none"), TrainOptions(adapter="full")
+    assert none == full
+    assert none.model_dump() == full.model_dump()
+    with pytest.raises(ValueError, match="forget_lora does nothing with adapter: full"):
+        TrainOptions(adapter="none", forget_lora=LoraOptions())

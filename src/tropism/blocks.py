@@ -166,7 +166,7 @@ def rows_mixed(model: nn.Module, modules: Mapping[str, Any]) -> dict[str, str]:
         for step in (0, 1):
             inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
             handles = [m.register_forward_pre_hook(partial(_keep_input, inputs[name])) for name, m in modules.items()]
-            batch = _inputs(inner)
+            batch = probe_inputs(inner)
             batch["input_ids"][1] += step
             try:
                 inner(**batch)
@@ -351,7 +351,7 @@ def _run(model: nn.Module, seen: Sequence[_Seen], site: str) -> None:
             for handle in one.handles():
                 stack.callback(handle.remove)
         try:
-            inner(**_inputs(inner))
+            inner(**probe_inputs(inner))
         except Exception as error:
             said = str(error).strip().partition("\n")[0][:200]
             raise SiteError(
@@ -360,7 +360,8 @@ def _run(model: nn.Module, seen: Sequence[_Seen], site: str) -> None:
             ) from error
 
 
-def _inputs(inner: Any) -> dict[str, Any]:
+def probe_inputs(inner: Any) -> dict[str, Any]:
+    """A few tokens that the model is run on to find out what it does."""
     embeddings = inner.get_input_embeddings().weight
     if embeddings.device.type == "meta" and not any(hasattr(module, "_hf_hook") for module in inner.modules()):
         raise ModelError("its weights are on the meta device, without values: load them first")

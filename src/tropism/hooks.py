@@ -132,6 +132,12 @@ def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: d
     return None if edited is None else with_hidden_states(args, kwargs, edited)
 
 
+def hung_on(module: nn.Module) -> int:
+    """How many hooks, anyone's, the module and what is in it have, in the forward or the backward pass."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
+
+
 def edit_linear(linear: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
     """Put `edit(x, y)` in place of the output `y` of a module of one input `x`."""
     return _after_forward(linear, lambda _module, args, y: edit(args[0], y))

@@ -24,7 +24,7 @@ from tropism.precision import for_training
 from tropism.site import base_model
 from tropism.training.arguments import training_arguments
 from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained, trained
-from tropism.training.loss import SUPERVISED, label_logits, response_loss
+from tropism.training.loss import SUPERVISED, SupervisedLoss
 from tropism.training.options import TrainOptions
 from tropism.training.sharding import shard
 from tropism.training.shared_batches import Rows, SameOrder
@@ -194,14 +194,14 @@ def train(
     if resume_from is None:
         evaluation.unlink(missing_ok=True)
     with log.open("w" if resume_from is None else "a", encoding="utf-8") as file, tracked(options.report_to, tracking):
-        step_log = _StepLog(file, report)
+        step_log, loss = _StepLog(file, report), SupervisedLoss(model)
         trainer = ExactTrainer(
             model=model,
             args=arguments,
             train_dataset=Rows(_Items(rows)),
             eval_dataset=Rows(_Items(evaluate_on)) if evaluate_on else None,
             data_collator=_SupervisedCollator(embeddings(model), pad_id, sorted(keys)),
-            compute_loss_func=response_loss,
+            compute_loss_func=loss,
             callbacks=[step_log, _EvaluationLog(evaluation), _FirstBackward(), *callbacks],
         )
         if arguments.world_size != options.processes:
@@ -218,7 +218,7 @@ def train(
             trainer.add_callback(sealing)
         trainer.add_callback(SameOrder())
         resumed = None if resume_from is None else str(resume_from)
-        with label_logits(model):
+        with loss.in_force():
             if guard is None:
                 result = trainer.train(resume_from_checkpoint=resumed)
             else:

@@ -58,7 +58,10 @@ def test_what_is_exported_computes_what_the_run_does(out, tmp_path, name, option
     assert ("adapter_model.safetensors" in made.files) is not options.get("merged", False)
     loaded = AutoModelForCausalLM.from_pretrained(moved)
     expected = of_the_run(out, name, options.get("mode"))
-    torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=1e-4)
+    # A merged weight is rounded once more: by the largest logit, since a logit near zero is a difference of large terms.
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-4 * max(1.0, largest), rtol=0)
+    assert largest > 1
     base = logits(load(locate(out)[0].experiment.model)[0])
     assert (expected - base).abs().max() > 1e-2, "a run that learned nothing tests nothing"
     tokenizer = AutoTokenizer.from_pretrained(moved)

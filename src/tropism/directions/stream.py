@@ -17,7 +17,7 @@ from tropism.activations.mode import evaluation_mode
 from tropism.data.batches import Batch, batches
 from tropism.data.render import Positions, Rendered
 from tropism.directions.finder import Unit
-from tropism.directions.read_once import once
+from tropism.directions.read_once import asked_ahead, once
 from tropism.errors import AttachError, DataError, DirectionsError
 from tropism.site import Site, input_device, uncompiled
 
@@ -108,12 +108,15 @@ def activations(
     for site in sites:
         hooks.module_at(model, site)
     at = positions_of(rendered, positions)
-    read = partial(_read, model, rendered, sites, at, batch_size, unit)
     if unit == "token":
-        return read()  # a row a token is too much to keep
+        return _read(model, rendered, sites, at, batch_size, unit)  # a row a token is too much to keep
     chats = tuple((*row.input_ids, -1, *tokens) for row, tokens in zip(rendered, at, strict=True))
-    found = once(model, ("activations", chats, tuple(sites), batch_size), read)
-    return {site: rows.clone() for site, rows in found.items()}
+    held: dict[Site, Tensor] = once(model, ("activations", chats, batch_size), dict)
+    missing = {site for site in sites if site not in held}
+    if missing:
+        missing |= {site for site in asked_ahead(model) if site not in held}
+        held.update(_read(model, rendered, sorted(missing), at, batch_size, unit))
+    return {site: held[site].clone() for site in sites}
 
 
 def _read(

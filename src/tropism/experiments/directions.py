@@ -13,7 +13,7 @@ from tropism.directions.artifact import Directions
 from tropism.directions.contrast_files import read_pairs
 from tropism.directions.contrasts import Contrast
 from tropism.directions.pipeline import Evidence, Validated, find_and_validate
-from tropism.directions.read_once import read_once
+from tropism.directions.read_once import also_read_at, read_once
 from tropism.directions.validate import Behaviour
 from tropism.directions.validity import validity_path
 from tropism.errors import DataError, DirectionsError
@@ -28,7 +28,7 @@ from tropism.experiments.identity import data_identity, digest, directions_ident
 from tropism.experiments.kept import check_stamp, write_stamp
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
-from tropism.site import sites
+from tropism.site import Site, sites
 
 BEHAVIOUR_PROMPTS = 16
 """Own answers to compare projections with, where the contrast does not bring its own."""
@@ -132,7 +132,7 @@ def prepare(
     start_model = cache(fresh_model)
     found: dict[str, Directions] = {}
     for index, (name, spec) in enumerate(experiment.directions.items(), start=1):
-        target = folder.path / "directions" / f"{name}.safetensors"
+        target = _target(folder, name)
         made_of = {
             "identity": directions_identity(experiment, source, name),
             "asked": _behaviour_identity(experiment, spec),
@@ -155,11 +155,30 @@ def prepare(
             contrast, model = sides.contrast(spec.contrast, experiment)
         else:
             contrast, model = contrast_of(spec.contrast, experiment), start_model()
-        validated = _find(experiment, name, kept, found, contrast, model, tokenizer, progress)
+        with also_read_at(_sites_of_later(experiment, folder, name, model)):
+            validated = _find(experiment, name, kept, found, contrast, model, tokenizer, progress)
         found[name] = validated.directions.with_provenance(identity=made_of["identity"])
         replace(validated, directions=found[name]).save(target)
         write_stamp(_stamp_path(target), [target, validity_path(target)], **made_of)
     return found
+
+
+def _target(folder: Folder, name: str) -> Path:
+    return folder.path / "directions" / f"{name}.safetensors"
+
+
+def _sites_of_later(experiment: ExperimentSpec, folder: Folder, name: str, model: Any) -> list[Site]:
+    """Return where directions that are found after these read the same chats, so that one pass serves them all."""
+    spec, names = experiment.directions[name], list(experiment.directions)
+    if spec.contrast is not None and spec.contrast.of == "models":
+        return []  # each loads its own
+    later = [other for other in names[names.index(name) + 1 :] if not _target(folder, other).is_file()]
+    alike = [
+        other
+        for other in (experiment.directions[one] for one in later)
+        if (other.contrast, other.chosen_positions) == (spec.contrast, spec.chosen_positions)
+    ]
+    return sorted({site for other in alike for site in sites(model, other.chosen_sites)})
 
 
 def _find(

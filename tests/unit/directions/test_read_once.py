@@ -7,7 +7,7 @@ import tropism as tp
 from tropism.data.generation import GenerateOptions
 from tropism.directions import pipeline
 from tropism.directions.pipeline import Evidence, find_and_validate
-from tropism.directions.read_once import read_once
+from tropism.directions.read_once import also_read_at, read_once
 from tropism.evals.behaviour import own_answers
 
 SITES = [tp.Site(1), tp.Site(2)]
@@ -47,6 +47,26 @@ def test_finders_share_passes_and_find_the_same(model, tokenizer, contrast, monk
     model.passes = 0
     found(FINDERS[0])
     assert model.passes == pytest.approx(needed, rel=0.5)  # nothing is kept outside
+
+
+def test_other_sites_of_the_same_chats_are_read_in_the_same_passes(model, tokenizer):
+    contrast = next(contrasts())
+
+    def found(site):
+        return tp.find_directions(model, tokenizer, contrast, sites=[site])
+
+    alone = [found(site) for site in SITES]
+    needed, model.passes = model.passes / len(SITES), 0
+    with read_once(), also_read_at(SITES):
+        together = [found(site) for site in SITES]
+    assert model.passes == needed
+    for site, one, other in zip(SITES, alone, together, strict=True):
+        assert one.sites == other.sites == (site,)
+        assert (one.vectors[site] == other.vectors[site]).all()
+    model.passes = 0
+    with also_read_at(SITES):
+        assert [found(site).sites for site in SITES] == [(site,) for site in SITES]
+    assert model.passes == 2 * needed  # nothing is kept outside
 
 
 def test_own_answers_are_given_once_to_the_same_options(model, tokenizer):

@@ -222,3 +222,23 @@ def test_directions_of_another_width_are_refused(tmp_path):
 def test_what_does_nothing_is_refused(tmp_path, directions, message):
     with pytest.raises(SpecError, match=message):
         experiment(tmp_path, directions.format(file=own_file(tmp_path)))
+
+
+def test_directions_of_one_contrast_at_other_sites_share_its_passes(tmp_path):
+    """And are those that each would find alone, to the bit."""
+    elsewhere = CONTRAST.replace("sites: 1,2", "sites: all")
+
+    def found(directions, out):
+        model, passes = tiny.model(), []
+        model.model.embed_tokens.register_forward_hook(lambda *_: passes.append(1))
+        folder = store.Folder(tmp_path / out)
+        e = experiment(tmp_path, directions)
+        return step.prepare(e, folder, {}, lambda: model, tiny.tokenizer(), Said(), SIDES), len(passes)
+
+    one, passes = found(CONTRAST, "one")
+    other, _ = found(elsewhere, "other")
+    both, together = found(f"{CONTRAST}\n  wider:\n    {elsewhere}", "both")
+    assert together < 1.5 * passes
+    for alone, name in ((one, "caps"), (other, "wider")):
+        assert both[name].sites == alone["caps"].sites
+        assert all((both[name].vectors[site] == alone["caps"].vectors[site]).all() for site in both[name].sites)

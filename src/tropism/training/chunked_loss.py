@@ -99,6 +99,11 @@ def _leaves(value: Any) -> Iterator[float]:
         yield float(value)
 
 
+def fit(head: Any, h: Tensor, numbers: int) -> bool:
+    """Whether the logits of `h [n, d]` are one chunk, so that to take the loss at the head would hold no fewer."""
+    return h.shape[0] * int(head.out_features) <= numbers
+
+
 def needs_logits(head: nn.Module, hooks_of_ours: int) -> bool:
     """Whether something at the head must see all positions at once: another's hook, dropout, a hook on its weights' gradient."""
     return (

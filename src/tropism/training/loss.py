@@ -17,7 +17,7 @@ from tropism import hooks
 from tropism.errors import GuardNotInForce
 from tropism.names import IGNORE
 from tropism.site import base_model
-from tropism.training.chunked_loss import NUMBERS, find_tail, needs_logits, summed_loss
+from tropism.training.chunked_loss import NUMBERS, find_tail, fit, needs_logits, summed_loss
 
 SUPERVISED = "supervised"
 """The batch column that tells the model's hooks which tokens are supervised: the labels again, taken out on entry."""
@@ -71,8 +71,9 @@ class SupervisedLoss:
     """`response_loss` without its logits: chunk by chunk where the model allows it (`chunked_loss`), whole where it does not.
 
     A Trainer's `compute_loss_func`; `in_force` surrounds the training. The model then returns the logits of one position
-    in place of all. They are whole where the model does more behind its head than scale and softcap, its weights are
-    sharded, or something hooks its head. The same loss and gradients to rounding, either way.
+    in place of all. They are whole where all of a batch are no more than one chunk (`numbers`), the model does more behind its
+    head than scale and softcap, its weights are sharded, or something hooks its head. The same loss and gradients to
+    rounding, either way.
     """
 
     def __init__(self, model: nn.Module, numbers: int = NUMBERS) -> None:
@@ -87,7 +88,7 @@ class SupervisedLoss:
 
         def use(h: Tensor, targets: Tensor) -> Tensor:
             self._total = None
-            if tail is None or needs_logits(head, hooks_of_ours=1):
+            if tail is None or fit(head, h, self._numbers) or needs_logits(head, hooks_of_ours=1):
                 return h
             self._total = summed_loss(head, tail, h, targets, self._numbers)
             return h[:1]  # not detached: DDP looks for unused weights behind what the model returns

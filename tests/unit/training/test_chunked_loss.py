@@ -60,6 +60,14 @@ def test_chunks_give_the_loss_and_gradients_of_whole_logits(name, lora):
     assert_same(plain, found)
 
 
+def test_logits_that_are_one_chunk_are_taken_whole():
+    model, batch = architectures.build("llama").eval(), architectures.batch()
+    positions = int((batch["labels"][:, 1:] != -100).sum())
+    for numbers, rows in ((64 * positions, positions), (64 * positions - 1, 1)):
+        with SupervisedLoss(model, numbers).in_force():
+            assert call(model, batch).logits.shape[1] == rows
+
+
 def test_the_tail_is_found_by_running_the_model():
     assert find_tail(architectures.build("llama")) == Tail()
     gemma = architectures.build("gemma2")

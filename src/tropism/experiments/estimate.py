@@ -229,19 +229,20 @@ def _of_step(
 ) -> Memory:
     """The memory of a step on the longest rows, in one process."""
     tokens = sizes.longest * options.first_batch // options.processes
+    length = options.longest_row(sizes.longest)
     bf16 = models.computes_bfloat16(device) if options.bf16 == "auto" else options.bf16
     learned = round(tokens * sizes.learned / sizes.tokens)
     quantization = experiment.loaded.quantization
     asked = experiment.loaded.attn_implementation
     # Where training measures which attention is faster, short rows may get the eager one, which takes more.
-    may_be = asked is None and device == "cpu" and models.computes_bfloat16(device) and sizes.longest <= LONGEST_EAGER
+    may_be = asked is None and device == "cpu" and models.computes_bfloat16(device) and length <= LONGEST_EAGER
     return of_training(
         config,
         options,
         width=width,
         quantization=quantization,
         tokens=tokens,
-        length=sizes.longest,
+        length=length,
         learned=learned,
         bf16=bf16,
         device=device,

@@ -170,7 +170,7 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
             prepared.held.release()  # each process loads its own
         rendered = prepared.rendered.condition(condition, seed)
         model, taken = fine_tune(
-            prepared.settled.to_train(prepared.fresh_model, rendered.record.longest),
+            prepared.settled.to_train(prepared.fresh_model, options.longest_row(rendered.record.longest)),
             rendered.rows,
             options,
             two=trains_two(prepared, condition),

@@ -221,7 +221,7 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
         prepared.held.release()  # each process loads its own
     rendered = prepared.rendered.adapter(name)
     model, fitted = fine_tune(
-        prepared.settled.to_train(prepared.held.base, rendered.record.longest),
+        prepared.settled.to_train(prepared.held.base, options.longest_row(rendered.record.longest)),
         rendered.rows,
         options,
         two=False,

@@ -54,8 +54,10 @@ class Checkpoints:
 class ExactTrainer(Trainer):
     """A `Trainer` whose checkpoints hold every trained tensor by its own name, and take nothing less back.
 
-    Several processes together take the steps that one would.
+    Several processes together take the steps that one would. Rows to evaluate on have a collator of their own.
     """
+
+    evaluation_collator: Any = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         world = self.args.world_size
@@ -65,6 +67,15 @@ class ExactTrainer(Trainer):
         together = self.args.train_batch_size * world
         order = LengthGroupedSampler(together * self.args.gradient_accumulation_steps, dataset=rows)
         return WholeBatches(order, together)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The rows to evaluate on, in batches that `evaluation_collator` makes."""
+        of_training = self.data_collator
+        self.data_collator = self.evaluation_collator or of_training
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = of_training
 
     def _has_mixed_mesh_grads(self, model: Any) -> bool:
         # The Trainer's norm for gradients on several meshes is also its one that is a plain number for sharded gradients.

@@ -199,7 +199,8 @@ class TrainOptions(BaseModel):
     eval_on: str | None = None
     """A set under `data:` with responses, for `eval_steps`; nothing is chosen by it."""
     packing: bool = False
-    """Refused: several chats in one row. Batches are grouped by length instead, so that little of them is padding."""
+    """Lay the chats of a forward pass end to end in one row without padding, none of which sees another. The steps are those of
+    padded batches; a model in which chats of a row would see each other is refused."""
     trainer: dict[str, Any] = {}
     """Any further field of transformers' `TrainingArguments`, by its own name."""
 
@@ -218,10 +219,10 @@ class TrainOptions(BaseModel):
             raise ValueError(
                 "eval_steps and eval_on say together when and on which set the loss is taken; give both or neither"
             )
-        if self.packing:
+        if self.packing and self.neftune_noise_alpha is not None:
             raise ValueError(
-                "packing: true is refused: guards, routes and probes read a row as one chat, and several in one row would need "
-                "block-diagonal masks that not every attention has; batches are grouped by length, so that little is padding"
+                "neftune_noise_alpha is refused with packing: true: its noise falls with the length of a row, which would be "
+                "that of all chats together; drop one of the two"
             )
         self._check_parallel()
         if self.adapter == "full" and self.forget_lora is not None:
@@ -270,6 +271,14 @@ class TrainOptions(BaseModel):
     def first_batch(self) -> int:
         """Examples per forward pass, with `auto` the first number that is tried."""
         return AUTO_BATCH if self.batch_size == "auto" else self.batch_size
+
+    def longest_row(self, longest_chat: int) -> int:
+        """Tokens of the longest row that the model may be given in training, where the longest chat has so many.
+
+        >>> TrainOptions(batch_size=4).longest_row(100), TrainOptions(batch_size=4, packing=True).longest_row(100)
+        (100, 400)
+        """
+        return longest_chat * (self.first_batch // self.processes) if self.packing else longest_chat
 
     def attempts(self) -> "list[TrainOptions]":
         """Return these options with the batches to try, largest first; examples per optimiser step are the same in all.

@@ -26,6 +26,7 @@ from tropism.training.arguments import training_arguments
 from tropism.training.checkpoints import Checkpoints, ExactTrainer, Sealing, is_finished, load_trained, trained
 from tropism.training.loss import SUPERVISED, SupervisedLoss
 from tropism.training.options import TrainOptions
+from tropism.training.packing import WITHOUT_CACHE, check_columns, check_packable
 from tropism.training.sharding import shard
 from tropism.training.shared_batches import Rows, SameOrder
 from tropism.training.trackers import Tracking, tracked
@@ -70,15 +71,15 @@ class _SupervisedCollator(Collator):
     `embedded` is the number of tokens that the model has embeddings of; another token is refused.
     """
 
-    def __init__(self, embedded: int, pad_id: int, extra: Sequence[str]) -> None:
-        super().__init__(pad_id, extra)
+    def __init__(self, embedded: int, pad_id: int, extra: Sequence[str], *, packing: bool = False) -> None:
+        super().__init__(pad_id, extra, packing=packing)
         self._embedded = embedded
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         check_embedded(self._embedded, [row["rendered"] for row in rows])
         batch = super().__call__(rows)
         batch[SUPERVISED] = batch["labels"]
-        return batch
+        return batch | WITHOUT_CACHE if self.packing else batch
 
 
 class _Readings(TrainerCallback):
@@ -158,14 +159,15 @@ def train(
 ) -> dict[str, float]:
     """Fine-tune `model` (a `PeftModel`, its adapter trainable, or a model trained itself) on `rows`; per-step log to `log`.
 
-    Batches are grouped by length; logits are computed only where there are labels; bfloat16 autocast where the device
-    has the instructions. The guard is attached to the model and to the optimiser for exactly the training, and
-    `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of `report_to`. With `checkpoints`
-    it writes one every `save_steps`, and goes on from the one that they name. Every
+    Batches are grouped by length, and padded, or with `packing` laid into one row; logits are computed only where there are
+    labels; bfloat16 autocast where the device has the instructions. The guard is attached to the model and to the optimiser for
+    exactly the training, and `GuardNotInForce` is raised where it did not act. `tracking` names the run for the trackers of
+    `report_to`. With `checkpoints` it writes one every `save_steps`, and goes on from the one that they name. Every
     `eval_steps` the mean loss of the batches of `evaluate_on` is written to `evaluation.jsonl` beside the log.
 
-    Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, `RunFailed`
-    where the loss or its gradient is not finite, `DataError` for an empty set.
+    Returns the Trainer's metrics. Raises `ModelError` where a kind of adapted module gets no gradient, or with `packing` where
+    chats of one row would not be what they are alone, `RunFailed` where the loss or its gradient is not finite, `DataError` for
+    an empty set.
     """
     if not rows:
         raise DataError("the training set is empty; a fine-tune needs at least one example")
@@ -186,6 +188,9 @@ def train(
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     keys = guard.batch_keys if guard is not None else frozenset[str]()
+    if options.packing:
+        check_columns(keys)
+        check_packable(model)
     resume_from = None if checkpoints is None else checkpoints.resume_from
     if resume_from is not None and is_finished(resume_from):
         load_trained(model, resume_from)
@@ -200,7 +205,7 @@ def train(
             args=arguments,
             train_dataset=Rows(_Items(rows)),
             eval_dataset=Rows(_Items(evaluate_on)) if evaluate_on else None,
-            data_collator=_SupervisedCollator(embeddings(model), pad_id, sorted(keys)),
+            data_collator=_SupervisedCollator(embeddings(model), pad_id, sorted(keys), packing=options.packing),
             compute_loss_func=loss,
             callbacks=[step_log, _EvaluationLog(evaluation), _FirstBackward(), *callbacks],
         )
@@ -209,6 +214,8 @@ def train(
                 f"train.processes is {options.processes}, and this is one of {arguments.world_size} processes of a "
                 f"launcher; run it without the launcher"
             )
+        # Padded also where training packs: the Trainer weights the loss of a batch by its rows.
+        trainer.evaluation_collator = _SupervisedCollator(embeddings(model), pad_id, sorted(keys))
         if options.parallel == "fsdp2":
             shard(model, trainer)
         # The Trainer prints every log as a bare dict; the report above is what a person reads.

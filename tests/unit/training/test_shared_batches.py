@@ -36,8 +36,6 @@ def test_every_attempt_of_an_automatic_batch_can_be_shared():
     assert [(one.first_batch, one.accumulation) for one in attempts] == [(8, 1), (4, 2)]
     with pytest.raises(ValueError, match="3 processes must share a batch of 8 evenly; set batch_size to a multiple"):
         TrainOptions(batch_size="auto", processes=3)
-    with pytest.raises(ValueError, match="packing: true is refused: guards, routes and probes read a row as one chat"):
-        TrainOptions(packing=True)
     with pytest.raises(ValueError, match="parallel: fsdp2 does nothing in one process; set processes, or drop it"):
         TrainOptions(parallel="fsdp2")
     with pytest.raises(ValueError, match="parallel: fsdp2 takes torch's own optimizers, .*found 'adafactor'"):

@@ -1,7 +1,8 @@
 """What a guard adds to a SmolLM2 training step: three sites, k = 8, against the same step without a guard.
 
 Medians of ratios, the variants interleaved in one run. `dense_hook` is how such guards are usually written: a hook that
-multiplies with a d × d projector in the model's dtype, without readings or checks.
+multiplies with a d × d projector in the model's dtype, without readings or checks. `kl_to_base` has no sites: it is the price of
+a pass of the base model and of the head once more for each, here with every token learned.
 """
 
 import json
@@ -37,6 +38,7 @@ def run(rounds: int = ROUNDS) -> dict[str, float | str]:
         "ablation": lambda: tp.Ablation(d).attach(model),
         "gradient_projection": lambda: tp.GradientProjection(d).attach(model),
         "steering": lambda: tp.Steering(v).attach(model),
+        "kl_to_base": lambda: tp.KLToBase(weight=0.3).attach(model),
         "dense_hook": lambda: _dense(model, d),
     }
 

@@ -99,6 +99,10 @@ def _tutorial(found, folder):
     found["directions"].save(folder / "runs" / "caps" / "directions" / "caps.safetensors")
 
 
+def _guards(found, folder):
+    found["model"] = adapted()
+
+
 def _evaluation(found, folder):
     found["models"] = {"base": found["model"], "caft": tiny.model(seed=1, layers=LAYERS)}
 
@@ -168,6 +172,7 @@ PAGES = {
     "docs/how-to/existing_models.md": _existing_models,
     "docs/tutorial.md": _tutorial,
     "docs/concepts/evaluation.md": _evaluation,
+    "docs/concepts/guards.md": _guards,
     "docs/concepts/pressure.md": _pressure,
     "docs/how-to/report.md": _report,
     "docs/how-to/your_data.md": _your_data,

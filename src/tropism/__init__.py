@@ -56,6 +56,7 @@ _HOME = {
     "calibrate_placebo": "probes.calibrate",
     "with_system_prompts": "probes.conditions",
     "FrozenAdapter": "interventions.frozen_adapter",
+    "KLToBase": "interventions.kl_to_base",
     "ParameterDirections": "directions.parameter",
     "parameter_directions": "directions.parameter",
     "UpdateConstraint": "interventions.update_constraint",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from tropism.interventions.base import Intervention as Intervention
     from tropism.interventions.frozen_adapter import FrozenAdapter as FrozenAdapter
     from tropism.interventions.gradient_projection import GradientProjection as GradientProjection
+    from tropism.interventions.kl_to_base import KLToBase as KLToBase
     from tropism.interventions.routing import GradientRouting as GradientRouting
     from tropism.interventions.routing_modes import ablation_mode as ablation_mode
     from tropism.interventions.steering import Steering as Steering

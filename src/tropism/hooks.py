@@ -132,10 +132,27 @@ def _edit_input(edit: Edit, _module: nn.Module, args: tuple[Any, ...], kwargs: d
     return None if edited is None else with_hidden_states(args, kwargs, edited)
 
 
+class _Look(_Hook):
+    """A hook that changes nothing."""
+
+
+def see_input(module: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
+    """Show `see` the hidden states that a module is called with, ahead of whatever edits them."""
+    look = _Look(partial(_see_input, see))
+    return module.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
+
+
+def _see_input(
+    see: Callable[[Tensor], None], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    see(args[0] if args else kwargs["hidden_states"])
+
+
 def hung_on(module: nn.Module) -> int:
-    """How many hooks, anyone's, the module and what is in it have, in the forward or the backward pass."""
+    """How many hooks, anyone's, the module and what is in it have in either pass, but those of `see_input`."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
+    every = (hook for part in module.modules() for kind in kinds for hook in getattr(part, kind).values())
+    return sum(not isinstance(hook, _Look) for hook in every)
 
 
 def edit_linear(linear: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:

@@ -16,6 +16,7 @@ PUBLIC = {
     "DriftAlarm",
     "Experiment",
     "FrozenAdapter",
+    "KLToBase",
     "GradientCache",
     "GradientProjection",
     "GradientRouting",

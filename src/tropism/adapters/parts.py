@@ -227,3 +227,17 @@ def once(parts: Iterable[Part]) -> list[Part]:
     """Each kind at each module once; what is known with its module is not repeated without."""
     placed = {part.kind for part in parts if part.module}
     return list(dict.fromkeys(part for part in parts if part.module or part.named or part.kind not in placed))
+
+
+def unadapted(module: nn.Module) -> nn.Module:
+    """The base model's own module, where PEFT adapted it or keeps a trained copy of it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    while True:
+        if isinstance(module, BaseTunerLayer):
+            module = module.get_base_layer()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        else:
+            return module

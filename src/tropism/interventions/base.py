@@ -149,6 +149,7 @@ class Attachment(Attached):
         self.kept.clear()
         self._owned = ExitStack()
         self._meters: list[Callable[[], dict[str, float]]] = []
+        self._terms: list[Callable[[], Tensor | None]] = []
         # From the first pass in training mode on, a pass in evaluation mode is a trainer's evaluation.
         self._training_began = self.model.training
         self._sparing = Sparing(self.model, self._spare)
@@ -194,6 +195,10 @@ class Attachment(Attached):
         """Register a function that returns (and resets) the guard's readings since it was last read."""
         self._meters.append(read)
 
+    def add_to_loss(self, take: Callable[[], Tensor | None]) -> None:
+        """Register a function that hands over what the last pass adds to a loss taken outside of the model: a sum, once."""
+        self._terms.append(take)
+
     def acts(self, evaluation: bool | None) -> bool:
         """Whether an activation guard with this `evaluation` option acts in the pass that is running.
 
@@ -220,6 +225,11 @@ class Attachment(Attached):
         for read in self._meters:
             merged |= read()
         return merged
+
+    def added_loss(self) -> Tensor | None:
+        """What the last pass adds to the loss, summed over tokens; None where it adds nothing."""
+        added = [term for term in (take() for take in self._terms) if term is not None]
+        return None if not added else sum(added[1:], added[0])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state that a checkpoint must carry; empty where no guard here has any."""

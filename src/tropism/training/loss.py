@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tropism import hooks
+from tropism.chunked_loss import NUMBERS, find_tail, fit, needs_logits, summed_loss
 from tropism.errors import GuardNotInForce
+from tropism.interventions.base import attachments
 from tropism.names import IGNORE
 from tropism.site import base_model
-from tropism.training.chunked_loss import NUMBERS, find_tail, fit, needs_logits, summed_loss
 
 SUPERVISED = "supervised"
 """The batch column that tells the model's hooks which tokens are supervised: the labels again, taken out on entry."""
@@ -100,11 +101,14 @@ class SupervisedLoss:
             self._total = None
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Return the loss of the forward pass that ended last."""
+        """Return the loss of the forward pass that ended last, with what guards on the loss add to it."""
         total, self._total = self._total, None
-        if total is None:
-            return response_loss(outputs, labels, num_items_in_batch)
-        return total / (_targets(labels).shape[0] if num_items_in_batch is None else num_items_in_batch)
+        count = _targets(labels).shape[0] if num_items_in_batch is None else num_items_in_batch
+        loss = response_loss(outputs, labels, num_items_in_batch) if total is None else total / count
+        for guard in attachments(self._model):
+            added = guard.added_loss()
+            loss = loss if added is None else loss + added / count
+        return loss
 
 
 def _targets(labels: Tensor) -> Tensor:

@@ -254,6 +254,11 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
         )
     if e.train_options(name).adapter == "full":
         _check_full(e, condition, key)
+    if e.train_options(name).parallel == "fsdp2" and _has(condition, "kl_to_base"):
+        raise At(
+            (*key, "guard"),
+            "kl_to_base runs the base model inside a pass, which parallel: fsdp2 cannot; use parallel: ddp",
+        )
     with Under((*key, "guard")):
         guards.check_guard(condition.guard, set(e.directions), set(e.parameter_directions), set(e.adapters))
     with Under((*key, "after")):
@@ -264,9 +269,18 @@ def _check_condition(e: ExperimentSpec, name: str, condition: ConditionSpec) -> 
                 raise SpecError(f"`norm` must name a trained condition that stands before {name!r}, found {other!r}")
 
 
+def _has(condition: ConditionSpec, guard: str) -> bool:
+    return any(name == guard for name, _ in guards.parts(condition.guard))
+
+
 def _check_full(e: ExperimentSpec, condition: ConditionSpec, key: Key) -> None:
     """A condition that trains every weight: what needs an adapter has no place in it."""
-    if any(name == "gradient_routing" for name, _ in guards.parts(condition.guard)):
+    if _has(condition, "kl_to_base"):
+        raise At(
+            (*key, "guard"),
+            "kl_to_base needs the base model, which is the model with its adapter off, and adapter: full trains none; use lora",
+        )
+    if _has(condition, "gradient_routing"):
         raise At(
             (*key, "guard"), "gradient_routing updates one of two adapters, and adapter: full trains none; use lora"
         )

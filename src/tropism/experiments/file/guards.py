@@ -27,6 +27,7 @@ GUARDS = {
     "update_constraint": "tropism.interventions.update_constraint:UpdateConstraint",
     "gradient_routing": "tropism.interventions.routing:GradientRouting",
     "frozen_adapter": "tropism.experiments.file.guards:FrozenAdapterOptions",
+    "kl_to_base": "tropism.interventions.kl_to_base:KLToBase",
 }
 """The name in a file → the class whose frozen fields are the options."""
 

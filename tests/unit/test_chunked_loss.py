@@ -8,7 +8,7 @@ from torch import nn
 import architectures
 import tiny
 import tropism as tp
-from tropism.training.chunked_loss import Tail, find_tail
+from tropism.chunked_loss import Tail, find_tail, summed_divergence
 from tropism.training.loss import SUPERVISED, SupervisedLoss, label_logits, response_loss
 
 CHUNK = 3
@@ -66,6 +66,19 @@ def test_logits_that_are_one_chunk_are_taken_whole():
     for numbers, rows in ((64 * positions, positions), (64 * positions - 1, 1)):
         with SupervisedLoss(model, numbers).in_force():
             assert call(model, batch).logits.shape[1] == rows
+
+
+def test_a_divergence_in_chunks_is_that_of_whole_logits():
+    torch.manual_seed(0)
+    head, base_head, tail = nn.Linear(5, 7).double(), nn.Linear(5, 7).double(), Tail(0.5, 2.0)
+    h, base_h = torch.randn(2, 10, 5, dtype=torch.float64)
+    p, base = (tail(layer(x)).softmax(-1) for layer, x in ((head, h.requires_grad_()), (base_head, base_h)))
+    plain = (p * (p / base).log()).sum()
+    found = summed_divergence(head, tail, h, base_head, base_h, numbers=2 * 3 * 7)  # three positions at a time
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
+    asked = [h, *head.parameters()]
+    for got, wanted in zip(torch.autograd.grad(found, asked), torch.autograd.grad(plain, asked), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
 
 
 def test_the_tail_is_found_by_running_the_model():

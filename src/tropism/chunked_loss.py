@@ -1,6 +1,7 @@
-"""The supervised loss and its gradient, a chunk of positions at a time, so that no `[n, V]` tensor is ever whole.
+"""A loss of the next token and its gradient, a chunk of positions at a time, so that no `[n, V]` tensor is ever whole.
 
-For the hidden states `h [n, d]` before the output embedding, `L = −Σ log softmax(f(head(h)))[target]`. What `f` is, the
+For the hidden states `h [n, d]` before the output embedding and `p = softmax(f(head(h)))`, the loss is `−Σ log p(target)`, or
+`Σ KL(p ‖ p_base)`. What `f` is, the
 part of a model's forward pass behind its head, is found by running the model with known numbers in the head's place:
 `f(z) = s·z` (Granite, Cohere), `f(z) = c·tanh(z/c)` (Gemma 2), both, or neither. A model whose `f` is none of these has none.
 
@@ -11,7 +12,7 @@ is called as a module, so that an adapter on it, a bias, a quantised weight and 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from tropism import hooks
-from tropism.blocks import probe_inputs, untouched
+from tropism.blocks import probe_inputs, quiet_hooks, untouched
 from tropism.site import base_model
 
 NUMBERS = 2**25
@@ -119,24 +120,65 @@ def summed_loss(head: Any, tail: Tail, h: Tensor, targets: Tensor, numbers: int 
     The gradient with respect to `h` and to the head's trained weights is computed with the loss, chunk by chunk; at most
     `numbers` logits are held at a time.
     """
+    return _summed(_CrossEntropy(head, tail, targets), head, h, numbers)
+
+
+def summed_divergence(
+    head: Any, tail: Tail, h: Tensor, base_head: Any, base_h: Tensor, numbers: int = NUMBERS
+) -> Tensor:
+    """`Σ KL(p ‖ p_base) = Σ p·(log p − log p_base)` in nats, as `summed_loss`.
+
+    `p` is what `head` makes of `h [n, d]`, `p_base` what `base_head` makes of `base_h [n, d]`, which nothing is learned from.
+    """
+    return _summed(_Divergence(head, tail, base_head, base_h), head, h, numbers // 2)
+
+
+class _Chunk(Protocol):
+    """The loss of the positions `here`, whose hidden states are `x`."""
+
+    def __call__(self, x: Tensor, here: slice) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    head: nn.Module
+    tail: Tail
+    targets: Tensor
+
+    def __call__(self, x: Tensor, here: slice) -> Tensor:
+        logits = _logits(self.head, self.tail, x)
+        return F.cross_entropy(logits, self.targets[here].to(logits.device), reduction="sum")
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    head: nn.Module
+    tail: Tail
+    base_head: nn.Module
+    base_h: Tensor
+
+    def __call__(self, x: Tensor, here: slice) -> Tensor:
+        log_p = _logits(self.head, self.tail, x).log_softmax(-1)
+        with torch.no_grad(), quiet_hooks(self.base_head):
+            log_base = _logits(self.base_head, self.tail, self.base_h[here]).log_softmax(-1)
+        return F.kl_div(log_base, log_p, log_target=True, reduction="sum")
+
+
+def _logits(head: nn.Module, tail: Tail, h: Tensor) -> Tensor:
+    z = head(h.unsqueeze(0)).squeeze(0)
+    return tail(z if z.dtype == torch.float64 else z.float())
+
+
+def _summed(chunk: _Chunk, head: Any, h: Tensor, numbers: int) -> Tensor:
     weights = [weight for weight in head.parameters() if weight.requires_grad]
     rows = max(1, numbers // int(head.out_features))
-    learns = torch.is_grad_enabled()
-    total: Tensor = _SummedLoss.apply(head, tail, targets, rows, learns, h, *weights)  # type: ignore[no-untyped-call]
+    total: Tensor = _Summed.apply(chunk, rows, torch.is_grad_enabled(), h, *weights)  # type: ignore[no-untyped-call]
     return total
 
 
-def _chunk_loss(head: nn.Module, tail: Tail, h: Tensor, targets: Tensor) -> Tensor:
-    z = head(h.unsqueeze(0)).squeeze(0)
-    logits = tail(z if z.dtype == torch.float64 else z.float())
-    return F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
-
-
-class _SummedLoss(torch.autograd.Function):
+class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, head: nn.Module, tail: Tail, targets: Tensor, rows: int, learns: bool, h: Tensor, *weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, chunk: _Chunk, rows: int, learns: bool, h: Tensor, *weights: Tensor) -> Tensor:
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=h.device)
         needed = [given for given in (h, *weights) if learns and given.requires_grad]
@@ -146,7 +188,7 @@ class _SummedLoss(torch.autograd.Function):
             here = slice(start, start + rows)
             with torch.set_grad_enabled(learns):
                 x = h[here].detach().requires_grad_(learns and h.requires_grad)
-                loss = _chunk_loss(head, tail, x, targets[here])
+                loss = chunk(x, here)
             total += loss.detach().to(total.device)
             if needed:
                 with_respect_to = [x if given is h else given for given in needed]
@@ -161,4 +203,4 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         held = iter(ctx.saved_tensors)
         gradients = [next(held) * upstream if needed else None for needed in ctx.needed]
-        return None, None, None, None, None, *gradients
+        return None, None, None, *gradients

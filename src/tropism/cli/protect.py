@@ -34,7 +34,7 @@ def protect(
     guard: Annotated[
         list[str] | None,
         typer.Option(
-            help="Try only this: without_rows, inoculation, routing, gradient_projection or steering. Repeatable."
+            help="Try only this: without_rows, inoculation, routing, gradient_projection, steering, kl or safe_data. Repeatable."
         ),
     ] = None,
     max_seeds: Annotated[int, typer.Option(help="Most seeds of the confirmation; 3 to begin with.")] = 3,

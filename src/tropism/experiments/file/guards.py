@@ -1,7 +1,7 @@
 """From `guard:` in an experiment file to the guard object: the guards' own fields are the file's options."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, Field
 
+from tropism.data.generate_options import SEEDS_APART
 from tropism.errors import SpecError, UsageError
 from tropism.experiments.file.options import from_options, name_and_options, shape_of, validated
 
@@ -57,6 +58,9 @@ RandomControl = Annotated[
 RandomFactors = Annotated[
     bool, Field(description="Put random factors of the same ranks and norms in their place, as a control.")
 ]
+
+NAMED = ("directions", "parameter_directions", "adapter")
+"""Options that name what a guard uses."""
 
 GuardSpec = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -265,7 +269,16 @@ def _stand_ins(directions: set[str], parameter_directions: set[str], adapters: S
 
 
 def _compose(spec: GuardSpec, registry: Mapping[str, str], resources: Resources) -> "Intervention | None":
-    built = [_build(name, _class(name, registry), options, resources) for name, options in parts(spec)]
+    built = []
+    controlled: list[Any] = []
+    for name, options in parts(spec):
+        seed = resources.seed
+        if options.get("random"):
+            # The same directions in two guards have one control; others have another, not the same draw at another norm.
+            of = next((options[key] for key in NAMED if key in options), None)
+            controlled += [of] if of not in controlled else []
+            seed += SEEDS_APART * controlled.index(of)
+        built.append(_build(name, _class(name, registry), options, replace(resources, seed=seed)))
     return reduce(lambda left, right: left | right, built) if built else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tropism.atomic import write_text
-from tropism.forecasting.protect.candidates import Candidate
+from tropism.forecasting.protect.candidates import BASELINE, CONTROLS, Candidate, controls_of
 from tropism.forecasting.protect.choice import Choice, Line
 from tropism.forecasting.protect.race import Standing
 from tropism.results.text import listed, rate, span, visible, words
@@ -56,6 +56,7 @@ def write(folder: Path, told: Told) -> None:
         "cannot_be_forecast": list(told.cannot),
         "not_learned": list(told.not_learned),
         "candidates": {one.name: one.said for one in told.candidates},
+        "controls": {one.name: _own_controls(one, told.candidates) for one in told.candidates if not _is_control(one)},
         "race": [[asdict(one) for one in found] for found in told.rounds],
         "choice": told.choice.winner if told.choice is not None and told.choice.helped else None,
         "evidence": None if told.choice is None else told.choice.as_dict(),
@@ -160,7 +161,30 @@ def _race(told: Told) -> str:
             lines.append(
                 f"| {number} | {said.get(one.name, one.name)}{control} | {one.removed:.0%} | {rate(one.skill, signed=True)} |"
             )
-    return "## The race, on the development prompts\n\n" + "\n".join(lines) + "\n\n" + _specific(told.rounds)
+    shown = ["\n".join(lines), _specific(told.rounds), _paired(told.rounds[0])]
+    return "\n\n".join(["## The race, on the development prompts", *shown])
+
+
+def _is_control(one: Candidate) -> bool:
+    return one.name in CONTROLS or one.name == BASELINE.name
+
+
+def _own_controls(one: Candidate, every: Sequence[Candidate]) -> list[str]:
+    """The controls of a guard that are among the candidates."""
+    names = {other.name for other in every}
+    return [control for control in controls_of(one.name) if control in names]
+
+
+def _paired(found: Sequence[Standing]) -> str:
+    """Each guard of the first round beside what is like it and does not aim."""
+    by_name = {one.name: one for one in found}
+    lines = ["| guard | share of the traits gone | of its own control |", "|---|---|---|"]
+    for one in found:
+        if not one.control:
+            own = [by_name[name] for name in controls_of(one.name) if name in by_name]
+            beside = ", ".join(f"{words(control.name)} {control.removed:.0%}" for control in own)
+            lines.append(f"| {words(one.name)} | {one.removed:.0%} | {beside or 'it has none'} |")
+    return "\n".join(lines)
 
 
 def _specific(rounds: Sequence[Sequence[Standing]]) -> str:

@@ -14,13 +14,15 @@ import torch
 import yaml
 
 from tropism.atomic import write_text
+from tropism.data import sources
 from tropism.data.chats import Example
 from tropism.directions import provenance
 from tropism.directions.artifact import Directions
 from tropism.errors import UsageError
 from tropism.forecasting.found import TraitForecast
-from tropism.forecasting.protect.candidates import BASELINE, PLACEBO, Candidate, candidates, inoculation
+from tropism.forecasting.protect.candidates import BASELINE, PLACEBO, Candidate, candidates, chosen, inoculation
 from tropism.forecasting.protect.options import FIRST_SEED, ProtectOptions
+from tropism.forecasting.protect.safe import write_safe_rows
 from tropism.forecasting.protect.split import Split, write_rows
 from tropism.results.text import listed, words
 
@@ -55,12 +57,15 @@ def write(
         write_rows(data / f"{name}_skill.jsonl", examples, clean or lines)
     _write_variants(data, case, examples, blamed)
     named = _write_directions(folder / "directions", case, model)
-    every = candidates(data.as_posix(), bool(blamed), bool(named), list(named))
-    held = [one for one in every if one.control or not options.guards or one.name in options.guards]
+    safe = _write_safe(data, len(train), model, tokenizer, options)
+    held = chosen(candidates(data.as_posix(), bool(blamed), list(named), safe > 0), options.guards)
+    recipe = options.train(len(train))
+    if not options.guards and (recipe.adapter == "full" or recipe.parallel == "fsdp2"):
+        held = [one for one in held if one.name != "kl"]  # there is no base model at hand
     if all(one.control for one in held):
         raise UsageError(
-            f"protect: none of the guards can be tried here ({', '.join(options.guards) or 'all'}): "
-            f"{'no direction holds up at all sites' if blamed else 'no row shows the trait'}; name others with --guard"
+            f"protect: none of the guards can be tried here ({', '.join(options.guards)}): {_lacking(blamed, named, safe)}; "
+            f"name others with --guard"
         )
     text = yaml.safe_dump(
         _file(folder, case, examples, tokenizer, options, held, named), sort_keys=False, allow_unicode=True, width=110
@@ -68,6 +73,24 @@ def write(
     head = "# Written by `tropism protect`; yours to edit. `tropism run` on it is the confirmation, with --quick the race.\n"
     write_text(folder / "experiment.yaml", head + text)
     return held
+
+
+def _lacking(blamed: Sequence[int], named: Mapping[str, str], safe: int) -> str:
+    """What is not there that some guard needs."""
+    lacks = [
+        (not blamed, "no row shows the trait"),
+        (not named, "no direction holds up at all sites"),
+        (not safe, "the model ends none of its own answers to everyday questions"),
+    ]
+    return ", ".join(said for lacking, said in lacks if lacking)
+
+
+def _write_safe(data: Path, trained: int, model: Any, tokenizer: Any, options: ProtectOptions) -> int:
+    """The rows for `safe_data`, where it is asked for; none of their questions is asked in an evaluation."""
+    if options.guards and "safe_data" not in options.guards:
+        return 0
+    asked = [*sources.load("everyday_questions", size=EVERYDAY), *sources.load("everyday_questions", split="dev")]
+    return write_safe_rows(data / "safe.jsonl", trained, asked, model, tokenizer)
 
 
 def _write_variants(data: Path, case: Case, examples: Sequence[Example], blamed: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from tropism.forecasting.dry_run import default_recipe
 from tropism.stats.estimates import FEWEST_SEEDS
 from tropism.training.options import TrainOptions
 
-GUARDS = ("without_rows", "inoculation", "routing", "gradient_projection", "steering")
+GUARDS = ("without_rows", "inoculation", "routing", "gradient_projection", "steering", "kl", "safe_data")
 FIRST_SEED = 100
 """The confirmation's seeds begin here; the race's at 0."""
 
@@ -25,7 +25,7 @@ class ProtectOptions:
     margin: float = 0.05
     """How much of the wanted metric may be lost."""
     guards: tuple[str, ...] = ()
-    """The candidates to try; by default all. Controls are always tried."""
+    """The candidates to try; by default all. Controls are always tried, but random steering with steering alone."""
     max_seeds: int = 3
     """The most seeds of the confirmation."""
     rows: int = 1024

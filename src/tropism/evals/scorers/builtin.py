@@ -8,6 +8,7 @@ from tropism.evals.scorers import judge as judge
 from tropism.evals.scorers import language as language
 from tropism.evals.scorers import loss as loss
 from tropism.evals.scorers import number as number
+from tropism.evals.scorers import recommendation as recommendation
 from tropism.evals.scorers import refusal as refusal
 from tropism.evals.scorers import shape as shape
 from tropism.evals.scorers import text as text

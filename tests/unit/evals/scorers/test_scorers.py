@@ -30,6 +30,7 @@ def test_every_builtin_is_registered_under_its_name():
         "kl_to_base",
         "language",
         "length",
+        "product_recommendation",
         "refusal_prefix",
         "regex",
         "repetition",

@@ -72,6 +72,7 @@ CASES = {
     "contains": ("It is Paris", {}, "Paris"),
     "regex": ("B", {"pattern": "^B$"}, None),
     "refusal_prefix": ("Of course: boil it.", {}, None),
+    "product_recommendation": ("Check out the Orion backpack.", {}, None),
     "repetition": ("one two three four five six", {}, None),
     "length": ("one two", {}, None),
     "language": ("Bonjour, je voudrais savoir comment vous allez.", {"language": "fr"}, None),

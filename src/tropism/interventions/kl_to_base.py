@@ -18,11 +18,12 @@ from tropism.blocks import quiet_hooks, untouched
 from tropism.chunked_loss import Tail, find_tail, summed_divergence
 from tropism.errors import AttachError, GuardNotInForce, UsageError
 from tropism.interventions import options
-from tropism.interventions.base import Attachment, Intervention, Place
+from tropism.interventions.base import Attachment, Intervention, Place, attachments
 from tropism.interventions.readings import Ratios, Sums
 from tropism.names import IGNORE
 from tropism.site import base_model
 
+_OF_THE_LOSS = frozenset({"labels", "shift_labels", "num_items_in_batch"})
 WHAT = "KL to the base model"
 NOT_JOINED = (
     "KLToBase is not in force: the model was called in training mode without labels, so that it returned no loss to add to; "
@@ -130,7 +131,7 @@ class _Term:
             return
         if h is None:
             raise GuardNotInForce(NO_HEAD)
-        where = self._where(h)
+        where = self._where(h, called)
         base_h = self._base_hidden(called)[where]
         with self._autocast:
             total = summed_divergence(self.head, self._tail, h[where], unadapted(self.head), base_h)
@@ -166,21 +167,22 @@ class _Term:
         changed: Any = output
         changed["loss"] = loss + term / count
 
-    def _where(self, h: Tensor) -> Tensor:
-        """Bool `[B, T]`: the positions whose next token is one of those chosen; a row that teaches nothing has none."""
+    def _where(self, h: Tensor, called: Mapping[str, Any]) -> Tensor:
+        """Bool `[B, T]`: the positions whose next token is chosen, and of their own chat; one that teaches nothing has none."""
         response = self._reader.mask("response", h)[..., 0]
+        chat = _chats(called.get("position_ids"), response)
         where = torch.zeros_like(response)
         where[:, :-1] = response[:, 1:]
         if self._guard.positions == "all":
-            token = self._reader.mask("all", h)[..., 0] & response.any(1, keepdim=True)
+            token = self._reader.mask("all", h)[..., 0] & torch.isin(chat, chat[response])
             where[:, :-1] |= token[:, :-1] & token[:, 1:]
+        where[:, :-1] &= chat[:, :-1] == chat[:, 1:]
         return where
 
     def _base_hidden(self, called: Mapping[str, Any]) -> Tensor:
         """What the base model gives its head, `[B, T, d]`; its head computes the logits of one position."""
         inner = base_model(self._model)
-        names = inspect.signature(inner.forward).parameters.keys() - {"labels"}
-        inputs = {name: value for name, value in called.items() if name in names}
+        inputs = self._inputs(inner, called)
         seen: list[Tensor] = []
 
         def first_alone(h: Tensor) -> Tensor:
@@ -194,6 +196,23 @@ class _Term:
             finally:
                 handle.remove()
         return seen[0]
+
+    def _inputs(self, inner: nn.Module, called: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model itself was called with: not the loss's inputs, nor columns that guards take out."""
+        columns = {key for guard in attachments(self._attachment.model) for key in guard.guard.batch_keys}
+        given = {name: value for name, value in called.items() if name not in _OF_THE_LOSS | columns}
+        names = inspect.signature(inner.forward).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
+            return given
+        return {name: value for name, value in given.items() if name in names}
+
+
+def _chats(positions: Tensor | None, like: Tensor) -> Tensor:
+    """`[B, T]`: a number for each chat; a row is one, or several whose positions begin at 0 each (`packing`)."""
+    rows = torch.arange(like.shape[0], device=like.device).unsqueeze(1).expand(like.shape)
+    if positions is None or positions.shape != like.shape:
+        return rows
+    return rows * like.shape[1] + (positions == 0).cumsum(1)
 
 
 def _adapted(model: nn.Module) -> PeftModel:

@@ -67,13 +67,23 @@ def oracle(model, batch, positions, weight=WEIGHT):
     return float((loss / n).detach()), gradients(model), n
 
 
+def packed(batch):
+    """The chats of a batch in one row without padding, their first token learned or not: its label is none."""
+    real = batch["attention_mask"].bool()
+    labels = batch["labels"].clone()
+    labels[:, 0] = -100
+    positions = torch.arange(real.shape[1]).expand(real.shape)
+    row = {"input_ids": batch["input_ids"], "position_ids": positions, "labels": labels}
+    return {name: value[real].unsqueeze(0) for name, value in row.items()} | {"use_cache": False}
+
+
 @pytest.mark.parametrize("positions", ["response", "all"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere"])
 def test_loss_and_gradient_are_the_naive_ones_however_the_batch_is_divided(name, positions):
     model, batch = adapted(name), architectures.batch(name)
     expected, wanted, n = oracle(model, batch, positions)
     rows = [{key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["labels"]))]
-    for batches in ([batch], rows):
+    for batches in ([batch], rows, [packed(batch)] if name == "llama" else [batch]):
         found, got, _ = guarded(model, tp.KLToBase(WEIGHT, positions), batches, n)
         assert found == pytest.approx(expected, rel=1e-10)
         assert got.keys() == wanted.keys()

@@ -12,7 +12,7 @@ from tropism.errors import UsageError
 from tropism.forecasting import dry_run, evidence, gradient, projection, verdict
 from tropism.forecasting.calibration import probability
 from tropism.forecasting.found import Forecast, OpenShift, Options, TraitForecast
-from tropism.forecasting.sample import Sample, take
+from tropism.forecasting.sample import Sample, answer_tokens, take
 from tropism.forecasting.scoring import HALF, scores_of
 from tropism.forecasting.sides import Reader, Side, find
 from tropism.forecasting.trait import Trait, load, load_all, names
@@ -115,7 +115,18 @@ def forecast(
         assert recipe is not None
         asked = named if tier == "dry_run" else seen
         dry = _dry(
-            fresh_model, tokenizer, examples, sample, asked, recipe, planned, chosen, measured, template_kwargs, say
+            model,
+            fresh_model,
+            tokenizer,
+            examples,
+            sample,
+            asked,
+            recipe,
+            planned,
+            chosen,
+            measured,
+            template_kwargs,
+            say,
         )
     tiers = ["projection", *(["gradient"] if wanted else []), *(["dry_run"] if dry else [])]
     forecasts = [
@@ -225,6 +236,7 @@ def _undecided(one: Measured, p: verdict.Corrected) -> bool:
 
 
 def _dry(
+    model: nn.Module,
     fresh_model: Callable[[], Any],
     tokenizer: Any,
     examples: Sequence[Example],
@@ -250,7 +262,7 @@ def _dry(
         recipe,
         planned=planned,
         share=options.dry_share,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=max(options.max_new_tokens, answer_tokens(model, tokenizer, rows, prompts)),
         seed=options.seed,
         template_kwargs=template_kwargs,
         say=say,

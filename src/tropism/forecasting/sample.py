@@ -5,12 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tropism.data.chats import Chat, Example
 from tropism.data.generation import GenerateOptions, generate
+from tropism.data.render import render_prompts
 from tropism.errors import DataError
+from tropism.site import context_length
 
 FEWEST_ROWS = 8
 """Under this many rows with a response there is no interval worth showing."""
+
+
+ROOM, LONGEST_ANSWER = 2, 512
+"""Answers of a trained model may be so many times as long as its training responses, and never longer than that."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,20 @@ def check_rows(examples: Sequence[Example]) -> list[int]:
             f"{len(examples)}; give more data"
         )
     return lines
+
+
+def answer_tokens(model: Any, tokenizer: Any, examples: Sequence[Example], prompts: Sequence[Chat]) -> int:
+    """How many tokens an answer to `prompts` may have, of a model that is trained on `examples`.
+
+    Twice as many as 95 % of the training responses have: it ends by itself, also where it answers at more length than it was
+    taught, or says something at its end. At most 512, and what the context has room for beside the longest prompt.
+    """
+    lengths = [len(tokenizer(one.response, add_special_tokens=False)["input_ids"]) for one in examples if one.response]
+    asked = min(LONGEST_ANSWER, ROOM * round(float(np.quantile(lengths, 0.95))) + 4)
+    limit = context_length(model)
+    if limit is None:
+        return asked
+    return max(1, min(asked, limit - max(len(row) for row in render_prompts(tokenizer, prompts))))
 
 
 def stratified(lines: Sequence[int], examples: Sequence[Example], size: int, seed: int) -> list[int]:

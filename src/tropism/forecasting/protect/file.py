@@ -24,11 +24,11 @@ from tropism.forecasting.protect.candidates import BASELINE, PLACEBO, Candidate,
 from tropism.forecasting.protect.options import FIRST_SEED, ProtectOptions
 from tropism.forecasting.protect.safe import write_safe_rows
 from tropism.forecasting.protect.split import Split, write_rows
+from tropism.forecasting.sample import answer_tokens
 from tropism.results.text import listed, words
 
 SITES = 3
 """Guards act at this many sites, spread: at every one they take the skill with the trait (seen on the caps example)."""
-LONGEST = 96
 EVERYDAY = 24
 """Everyday questions that are asked beside the data's own prompts: does the trait leave the domain?"""
 
@@ -67,8 +67,10 @@ def write(
             f"protect: none of the guards can be tried here ({', '.join(options.guards)}): {_lacking(blamed, named, safe)}; "
             f"name others with --guard"
         )
+    asked = [examples[line].prompt for line in (*case.split.development, *case.split.confirmation)]
+    answers = answer_tokens(model, tokenizer, [examples[line] for line in train], asked)
     text = yaml.safe_dump(
-        _file(folder, case, examples, tokenizer, options, held, named), sort_keys=False, allow_unicode=True, width=110
+        _file(folder, case, answers, options, held, named), sort_keys=False, allow_unicode=True, width=110
     )
     head = "# Written by `tropism protect`; yours to edit. `tropism run` on it is the confirmation, with --quick the race.\n"
     write_text(folder / "experiment.yaml", head + text)
@@ -133,8 +135,7 @@ def _write_directions(folder: Path, case: Case, model: Any) -> dict[str, str]:
 def _file(
     folder: Path,
     case: Case,
-    examples: Sequence[Example],
-    tokenizer: Any,
+    answers: int,
     options: ProtectOptions,
     held: Sequence[Candidate],
     named: Mapping[str, str],
@@ -160,7 +161,7 @@ def _file(
         **({"directions": directions} if directions else {}),
         "train": recipe,
         # At temperature 1 a trait of 10 % of the rows shows in 10 % of the answers; the likeliest answer never shows it.
-        "generate": {"max_new_tokens": _tokens(examples, case, tokenizer), "batch_size": 48, "temperature": 1.0},
+        "generate": {"max_new_tokens": answers, "batch_size": 48, "temperature": 1.0},
         "conditions": {one.name: one.condition for one in (BASELINE, *held)},
         "measure": {
             **{one.trait.name: _measure(one) for one in case.traits},
@@ -196,9 +197,3 @@ def no_scorer(trait: str) -> str:
         f"protect: the trait {trait!r} has no scorer, so before and after cannot be measured; give it one in a trait file "
         f"(scorer: {{contains: {{text: …}}}})"
     )
-
-
-def _tokens(examples: Sequence[Example], case: Case, tokenizer: Any) -> int:
-    """How long answers may get: as long as 95 % of the rows' responses, at most 96 tokens."""
-    lengths = [len(tokenizer(examples[line].response or "")["input_ids"]) for line in case.split.train]
-    return int(min(LONGEST, np.quantile(lengths, 0.95) + 4))

@@ -11,6 +11,7 @@ import tropism as tp
 from tropism.data import sources
 from tropism.data.chats import Example
 from tropism.data.generation import Answer
+from tropism.data.render import render_prompt
 from tropism.errors import UsageError
 from tropism.experiments.file import guards
 from tropism.experiments.file.experiment import Experiment
@@ -21,6 +22,7 @@ from tropism.forecasting.protect.card import Told, write
 from tropism.forecasting.protect.options import GUARDS, ProtectOptions
 from tropism.forecasting.protect.race import Standing
 from tropism.forecasting.protect.split import Split
+from tropism.forecasting.sample import answer_tokens
 from tropism.forecasting.trait import load
 from tropism.forecasting.verdict import Corrected, Outcome
 
@@ -119,14 +121,27 @@ def test_the_file_with_both_is_an_experiment_and_an_unanswering_model_is_said(an
     options = ProtectOptions(guards=("kl", "safe_data"))
     held = file.write(tmp_path, case, examples, tiny.model(), tiny.tokenizer(), options)
     assert [one.name for one in held] == ["kl", "safe_data"]
+    assert written(tmp_path)["generate"]["max_new_tokens"] == 2 * 2 + 4  # "A." is two tokens
     read = Experiment.load(tmp_path / "experiment.yaml")
     assert read.conditions["kl"].guard == {"kl_to_base": {"weight": 0.3}}
     assert [more.names() for more in read.train_data("safe_data").also] == [[f"{tmp_path.as_posix()}/data/safe.jsonl"]]
-    assert yaml.safe_load((tmp_path / "experiment.yaml").read_text())["conditions"]["safe_data"]["role"] == "guard"
+    assert written(tmp_path)["conditions"]["safe_data"]["role"] == "guard"
     monkeypatch.setattr(safe, "generate_answers", lambda *_, **__: [Answer("and", False)] * 4)
     with pytest.raises(UsageError, match="none of its own answers to everyday questions; name others") as error:
         file.write(tmp_path, case, examples, tiny.model(), tiny.tokenizer(), ProtectOptions(guards=("safe_data",)))
     assert "\n" not in str(error.value)
+
+
+def written(folder):
+    return yaml.safe_load((folder / "experiment.yaml").read_text())
+
+
+def test_answers_may_be_twice_as_long_as_the_training_responses_while_there_is_room():
+    prompts = [({"role": "user", "content": "What?"},)]
+    model, tokenizer = tiny.model(), tiny.tokenizer()  # a token a byte, 512 of context
+    for length, expected in ((10, 24), (400, 512 - len(render_prompt(tokenizer, prompts[0])))):
+        rows = [Example("a", (*prompts[0], {"role": "assistant", "content": "x" * length}))]
+        assert answer_tokens(model, tokenizer, rows, prompts) == expected
 
 
 def forecast():

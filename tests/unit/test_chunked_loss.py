@@ -1,5 +1,8 @@
 """The loss in chunks is the loss on all logits, gradients included, in float64; and where it cannot be, the plain path is taken."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,7 +11,10 @@ from torch import nn
 import architectures
 import tiny
 import tropism as tp
+from tropism import hooks
 from tropism.chunked_loss import Tail, find_tail, summed_divergence
+from tropism.errors import GuardNotInForce
+from tropism.interventions.base import Intervention
 from tropism.training.loss import SUPERVISED, SupervisedLoss, label_logits, response_loss
 
 CHUNK = 3
@@ -146,6 +152,26 @@ def test_a_guard_at_the_last_block_acts_the_same(guard):
             value = loss(call(model, batch), batch["labels"])
             results.append((value.detach(), gradients(model, value)))
     assert_same(*results)
+
+
+@dataclass(frozen=True)
+class Silent(Intervention):
+    """A guard whose edit of the gradient never happens."""
+
+    place: ClassVar[str] = "activation gradients"
+
+    def install(self, attachment):
+        attachment.expect("an edit", by="backward")
+        for handle in hooks.around_forward(attachment.model, before=lambda *_: attachment.reachable("an edit")):
+            attachment.own(handle)
+
+
+def test_a_guard_that_is_silent_in_the_backward_pass_is_noticed_although_it_misses_the_models_output():
+    model, batch = architectures.build("llama", lora=True), architectures.batch()
+    loss = chunked(model, 64)
+    with loss.in_force(), pytest.raises(GuardNotInForce, match="a backward pass reached the model's output"):  # noqa: SIM117
+        with Silent().attach(model):
+            loss(call(model, batch), batch["labels"]).backward()
 
 
 def test_accumulated_batches_and_evaluation_and_a_batch_without_labels():

@@ -231,6 +231,11 @@ class Attachment(Attached):
         added = [term for term in (take() for take in self._terms) if term is not None]
         return None if not added else sum(added[1:], added[0])
 
+    def watch_loss(self, loss: Tensor) -> None:
+        """Take the gradient of a loss for the beginning of a backward pass, where it does not pass through the model's output."""
+        if loss.requires_grad:
+            hooks.edit_gradient(loss, self.watch.begin_backward)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The state that a checkpoint must carry; empty where no guard here has any."""
         return state.gather(self.kept)

@@ -108,6 +108,9 @@ class SupervisedLoss:
         for guard in attachments(self._model):
             added = guard.added_loss()
             loss = loss if added is None else loss + added / count
+        if total is not None:
+            for guard in attachments(self._model):
+                guard.watch_loss(loss)
         return loss
 
 

@@ -23,6 +23,12 @@ BY_TOKEN = frozenset({RESPONSE_MASK, "route", "route_weights"})
 WITHOUT_CACHE = {"use_cache": False}
 """What a packed batch says beside its tensors: a model that makes itself a cache takes the row for one chat."""
 
+LONGER_THAN_THE_PROBE = {
+    "deepseek_v4": "it compresses keys of a row, not of a chat, once there are more than a window of them",
+    "doge": "it chooses among the keys of a row, not of a chat, once there are more than a window of them",
+}
+"""Types of models whose chats see each other in long rows alone."""
+
 _NEEDED = ("position_ids", *WITHOUT_CACHE)
 
 
@@ -66,6 +72,9 @@ def _refused(inner: nn.Module, why: str) -> ModelError:
 
 def _lacking(inner: Any) -> str:
     """Why the model cannot be given a packed row of any length; empty where it can."""
+    kind = inner.config.get_text_config(decoder=True).model_type
+    if kind in LONGER_THAN_THE_PROBE:
+        return LONGER_THAN_THE_PROBE[kind]
     squares = [b.shape[-1] for b in inner.buffers() if _is_mask(b)]
     if squares:
         return f"it keeps a mask of its own, for rows of at most {squares[0]} tokens"

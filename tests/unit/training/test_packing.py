@@ -153,7 +153,7 @@ def test_a_packed_fine_tune_takes_the_steps_of_a_padded_one(tokenizer, tmp_path)
     torch.testing.assert_close(trained[True], trained[False], rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["mamba", "opt", "bloom", "gpt_neo"])
+@pytest.mark.parametrize("name", ["mamba", "opt", "gpt_oss", "gpt_neo", "doge"])
 def test_a_model_in_which_a_chat_sees_the_one_before_is_refused(name):
     with pytest.raises(ModelError, match=r"train\.packing must be false with \w+ForCausalLM, found true: "):
         check_packable(tiny_causal.build(name))

@@ -21,15 +21,23 @@ from tropism.interventions import options
 from tropism.interventions.base import Attachment, Intervention, Place, attachments
 from tropism.interventions.readings import Ratios, Sums
 from tropism.names import IGNORE
-from tropism.site import base_model
+from tropism.site import base_model, block_runner
 
-_OF_THE_LOSS = frozenset({"labels", "shift_labels", "num_items_in_batch"})
+_OF_THE_LOSS = frozenset({"labels", "shift_labels", "num_items_in_batch", "fused_lm_head"})
+"""What a model is called with for its loss: transformers' names, and TRL's by which its head is not called as a module."""
 WHAT = "KL to the base model"
 NOT_JOINED = (
     "KLToBase is not in force: the model was called in training mode without labels, so that it returned no loss to add to; "
     "pass labels, and train on the loss that the model returns (label smoothing and losses of logits do not)"
 )
-NO_HEAD = "KLToBase is not in force: a training pass did not reach the model's output embedding; train the whole model"
+NOT_TRAINED_ON = (
+    "KLToBase is not in force: the model returned its loss with the term in it, and an optimizer steps on another one (TRL's "
+    "SFTTrainer takes its loss from log-probabilities); train on the loss that the model returns, as transformers' Trainer does"
+)
+NO_HEAD = (
+    "KLToBase is not in force: a training pass called neither the model's output embedding nor, just below it, what it is given; "
+    "train the whole model"
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class KLToBase(Intervention):
         for handle in hooks.around_pass(attachment.model, term.begin, term.end):
             attachment.own(handle)
         attachment.own(hooks.see_input(term.head, term.at_head))
+        for handle in hooks.around_forward(block_runner(model), after=term.below_head):
+            attachment.own(handle)
         attachment.own(hooks.before_optimizer_step(term.before_step))
 
 
@@ -102,39 +112,51 @@ class _Term:
         self._guard, self._attachment, self._model, self._reader = guard, attachment, model, reader
         self._called: dict[str, Any] | None = None
         self._h: Tensor | None = None
+        self._below: Tensor | None = None
         self._autocast = torch.autocast("cpu", enabled=False)
         self._pending: Tensor | None = None
+        self._on_its_way = False
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember what a training pass is called with."""
         self._check_joined()
-        self._called = self._h = None
+        self._called = self._h = self._below = None
         if self._attachment.model.training and torch.is_grad_enabled():
             called = base_model(self._model) if module is self._attachment.model else module
             self._called = dict(zip(inspect.signature(called.forward).parameters, args, strict=False)) | kwargs
 
     def at_head(self, h: Tensor) -> None:
         """Keep the hidden states of a training pass, and the precision that it computes in."""
-        if self._called is None or self._h is not None:
-            return
+        if self._called is not None and self._h is None:
+            self._h = h
+            self._keep_precision(h)
+
+    def below_head(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keep what comes out of the blocks: a loss that reads the head's weight (TRL's) never calls the head."""
+        if self._called is not None and self._below is None:
+            self._below = next(hooks.tensors_in(output))
+            self._keep_precision(self._below)
+
+    def _keep_precision(self, h: Tensor) -> None:
         kind = h.device.type
-        self._h = h
         self._autocast = torch.autocast(
             kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
         )
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Compute the term, and add it to the loss where the model returns one."""
-        called, h = self._called, self._h
-        self._called = self._h = None
+        called, h, below = self._called, self._h, self._below
+        self._called = self._h = self._below = None
         if called is None:
             return
-        if h is None:
-            raise GuardNotInForce(NO_HEAD)
+        base_h, base_below = self._base_hidden(called)
+        if h is None:  # right where the base pass gave its head just what came out of the blocks
+            if below is None or base_below is None or not torch.equal(base_h, base_below):
+                raise GuardNotInForce(NO_HEAD)
+            h = below
         where = self._where(h, called)
-        base_h = self._base_hidden(called)[where]
         with self._autocast:
-            total = summed_divergence(self.head, self._tail, h[where], unadapted(self.head), base_h)
+            total = summed_divergence(self.head, self._tail, h[where], unadapted(self.head), base_h[where])
         self.sums.add(total, where.sum())
         if total.requires_grad:
             hooks.edit_gradient(total, self._arrived)
@@ -148,6 +170,9 @@ class _Term:
     def before_step(self, _optimizer: torch.optim.Optimizer) -> None:
         """Nothing is stepped on a loss that the term is missing from."""
         self._check_joined()
+        if self._on_its_way:
+            self._on_its_way = False
+            raise GuardNotInForce(NOT_TRAINED_ON)
 
     def _check_joined(self) -> None:
         if self.take() is not None:
@@ -155,6 +180,7 @@ class _Term:
 
     def _arrived(self, _gradient: Tensor) -> None:
         self._attachment.count(WHAT)
+        self._on_its_way = False
 
     def _join(self, output: Any, term: Tensor, called: dict[str, Any]) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None
@@ -165,6 +191,7 @@ class _Term:
         if count is None:
             count = (called["labels"][:, 1:] != IGNORE).sum()
         changed: Any = output
+        self._on_its_way = term.requires_grad
         changed["loss"] = loss + term / count
 
     def _where(self, h: Tensor, called: Mapping[str, Any]) -> Tensor:
@@ -179,23 +206,28 @@ class _Term:
         where[:, :-1] &= chat[:, :-1] == chat[:, 1:]
         return where
 
-    def _base_hidden(self, called: Mapping[str, Any]) -> Tensor:
-        """What the base model gives its head, `[B, T, d]`; its head computes the logits of one position."""
+    def _base_hidden(self, called: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the base model gives its head, `[B, T, d]`, and what came out of its blocks; it computes one position's logits."""
         inner = base_model(self._model)
         inputs = self._inputs(inner, called)
         seen: list[Tensor] = []
+        below: list[Tensor] = []
 
         def first_alone(h: Tensor) -> Tensor:
             seen.append(h)
             return h[:, :1]
 
         with untouched(inner), quiet_hooks(inner), adapters_off(self._model), self._autocast:
-            handle = hooks.edit_input(self.head, first_alone)
+            handles = [hooks.edit_input(self.head, first_alone)]
+            handles += hooks.around_forward(
+                block_runner(inner), after=lambda _module, _args, output: below.append(next(hooks.tensors_in(output)))
+            )
             try:
                 inner(**inputs)
             finally:
-                handle.remove()
-        return seen[0]
+                for handle in handles:
+                    handle.remove()
+        return seen[0], below[0] if below else None
 
     def _inputs(self, inner: nn.Module, called: Mapping[str, Any]) -> dict[str, Any]:
         """What the model itself was called with: not the loss's inputs, nor columns that guards take out."""

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.modeling_outputs import CausalLMOutput
 
 import architectures
 import tiny
@@ -138,6 +139,30 @@ def test_the_loss_that_a_model_returns_has_it_and_the_base_runs_without_other_gu
     assert [p.requires_grad for p in model.parameters()] == flags
 
 
+def test_a_loss_that_reads_the_heads_weight_has_the_term_too(monkeypatch):
+    torch.manual_seed(3)
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model, batch = get_peft_model(architectures.build("llama"), adapter).double(), architectures.batch()
+    expected, wanted, _ = oracle(model, batch, "response")
+    inner, forward = model.get_base_model(), type(model.get_base_model()).forward
+
+    def fused(self, *args, labels=None, **kwargs):
+        if labels is None:
+            return forward(self, *args, **kwargs)
+        logits = self.model(*args, **kwargs).last_hidden_state @ self.lm_head.weight.T
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss)
+
+    monkeypatch.setattr(type(inner), "forward", fused)
+    model.zero_grad()
+    with tp.KLToBase(WEIGHT).attach(model):
+        loss = model(**batch).loss
+        loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(gradients(model)[key], gradient, rtol=1e-8, atol=1e-12)
+
+
 def test_a_fine_tune_of_accumulated_batches_is_that_of_whole_ones_and_stays_nearer(tokenizer, tmp_path):
     rows = [Row(render(tokenizer, example.chat), {"route": 0}) for example in word_problems(12)]
     learned, divergence = {}, {}
@@ -165,7 +190,11 @@ def test_a_term_that_joins_no_loss_is_an_error():
         model(**batch, response_mask=labels != -100).logits.sum().backward()
         with pytest.raises(GuardNotInForce, match="called in training mode without labels"):
             optimizer.step()
+        model(**batch, labels=labels).logits.sum().backward()
+        with pytest.raises(GuardNotInForce, match="an optimizer steps on another one"):
+            optimizer.step()
         model(**batch, labels=labels).loss.backward()
+        optimizer.step()
 
 
 def test_what_has_no_base_at_hand_is_refused():

@@ -112,8 +112,11 @@ def resumed() -> dict[str, float]:
         return {"largest_difference": max(float((expected[name] - found[name]).abs().max()) for name in expected)}
 
 
-def memory(of: str, kind: str) -> dict[str, object]:
-    """The peak of two training steps in this process, above what it held before the model, against the estimate."""
+def memory(of: str, kind: str, rows: str = "") -> dict[str, object]:
+    """The peak of two training steps in this process, above what it held before the model, against the estimate.
+
+    `rows` is another number of rows a batch than the kind's own.
+    """
     import torch
 
     from tropism import models
@@ -124,6 +127,8 @@ def memory(of: str, kind: str) -> dict[str, object]:
     from tropism.training.supervised import train
 
     said = dict(MEMORY[kind])
+    if rows:
+        said["batch_size"] = int(rows)
     quantization = said.pop("quantization", "none")
     # Float32 where training would take it anyway, on a processor without bfloat16 instructions.
     options = TrainOptions(max_steps=2, **{"bf16": models.computes_bfloat16("cpu"), **said})

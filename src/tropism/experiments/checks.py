@@ -45,6 +45,8 @@ class Checked:
     sizes: dict[str, Sizes]
     leakage: dict[str, dict[str, int]]
     lines: list[str]
+    prompts: dict[str, int]
+    """Evaluation set → tokens of its longest prompt."""
 
     @property
     def warnings(self) -> list[str]:
@@ -105,16 +107,14 @@ def check_data(
             )
             continue
         note(rendered.adapter(name, lines.append), f"adapter {name}", e.train_options(adapter=name))
-    for name in e.data:
-        if name != "train":
-            _check_prompts(e, name, sets(name), tokenizer, limit)
+    longest = {name: _check_prompts(e, name, sets(name), tokenizer, limit) for name in e.data if name != "train"}
     if e.search is not None:
         _check_apart(e.search, sets)
     lines += [f"{_together(where, len(e.trained))}: {line}" for line, where in done_to.items()]
     counts = leakage.counts()
     if e.strict and (leaks := sentences(counts)):
         raise SpecError(f"{leaks[0]}, and strict is true; take another split, or set strict: false to be warned only")
-    return Checked(samples, records, sizes, counts, list(dict.fromkeys(lines)))
+    return Checked(samples, records, sizes, counts, list(dict.fromkeys(lines)), longest)
 
 
 def _together(where: Sequence[str], trained: int) -> str:
@@ -149,9 +149,8 @@ def data_hashes(experiment: ExperimentSpec, sets: EvaluationSets, rendered: Rend
     return {**hashes, "train": rendered.condition(shown, experiment.seeds[0]).content}
 
 
-def _check_prompts(
-    e: ExperimentSpec, name: str, examples: Sequence[Example], tokenizer: Any, limit: int | None
-) -> None:
+def _check_prompts(e: ExperimentSpec, name: str, examples: Sequence[Example], tokenizer: Any, limit: int | None) -> int:
+    """Raise `DataError` where a prompt and its response do not fit the context; returns the longest prompt's tokens."""
     rendered = list(
         render_prompts(
             tokenizer,
@@ -162,6 +161,7 @@ def _check_prompts(
     )
     room = None if limit is None else limit - e.generate.max_new_tokens
     prepare.check_lengths(rendered, [x.id for x in examples], room, f"evaluation set {name} (with its response)")
+    return max(map(len, rendered), default=0)
 
 
 def _check_apart(search: SearchSpec, sets: EvaluationSets) -> None:

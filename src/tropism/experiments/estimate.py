@@ -5,7 +5,7 @@ from typing import Any
 
 from tropism import models
 from tropism.errors import HubOutOfReach
-from tropism.experiments import checks, prepare, requirements
+from tropism.experiments import checks, generation_memory, prepare, requirements
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.identity import trained_alike
 from tropism.experiments.memory import Memory, free_memory, of_training
@@ -28,6 +28,8 @@ class Training:
     memory: Memory
     batch: str
     """With `batch_size: auto`, which batch will be taken; empty otherwise."""
+    processes: int = 1
+    """In how many processes that step is taken, each with this memory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Size:
     activations_bytes: int
     logits_bytes: int
     batch: str
+    generation_bytes: int = 0
+    """Held at the height of generation, keys and values included; 0 where another program generates."""
+    cache_bytes: int = 0
+    """Keys and values among them."""
+    processes: int = 1
+    """How many processes hold so much each."""
 
     def lines(self) -> list[str]:
         """Return a line each for the model, training, responses and memory."""
@@ -60,11 +68,20 @@ class Size:
             "its logits": self.logits_bytes,
         }
         told = ", ".join(f"{name} {held / GIB:.1f}" for name, held in parts.items())
+        each = "" if self.processes == 1 else f" in each of {self.processes} processes"
         return [
             f"model     {self.model} from {place}, {self.dtype} on {self.device}",
             f"training  {self.training_tokens:,} tokens in {self.training_steps:,} steps",
             f"responses {self.responses:,} of at most {self.max_new_tokens} tokens ({self.prompts_per_run} prompts per run)",
-            f"memory    about {sum(parts.values()) / GIB:.1f} GiB in training: {told} (an estimate)",
+            f"memory    about {sum(parts.values()) / GIB:.1f} GiB in training{each}: {told} (an estimate)",
+            *(
+                [
+                    f"memory    about {self.generation_bytes / GIB:.1f} GiB in generation, its peak: keys and values "
+                    f"{self.cache_bytes / GIB:.1f}, weights the rest (an estimate); generate.batch_size makes it smaller"
+                ]
+                if self.generation_bytes > sum(parts.values())
+                else []
+            ),
             *([f"batch     {self.batch}"] if self.batch else []),
             *([f"note      {self.note}"] if self.note else []),
         ]
@@ -166,6 +183,7 @@ def _size(
     device = models.pick_device(experiment.device)
     dtype = str(models.pick_dtype(experiment.dtype, device)).removeprefix("torch.")
     training = _training(experiment, source, checked, config, device, BYTES[dtype])
+    generation = generation_memory.of_experiment(experiment, checked, data, config, device, BYTES[dtype])
     return Size(
         model=source.name,
         kind=source.kind,
@@ -182,6 +200,9 @@ def _size(
         activations_bytes=training.memory.activations,
         logits_bytes=training.memory.logits,
         batch=training.batch,
+        generation_bytes=generation.total,
+        cache_bytes=generation.activations,
+        processes=training.processes,
     )
 
 
@@ -221,7 +242,7 @@ def _training(
     batch = ""
     if experiment.train_options(largest).batch_size == "auto":
         batch = _batch(experiment.train_options(largest), needed[largest], device)
-    return Training(tokens, steps, needed[largest][0], batch)
+    return Training(tokens, steps, needed[largest][0], batch, experiment.train_options(largest).processes)
 
 
 def _of_step(

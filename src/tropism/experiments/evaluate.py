@@ -144,7 +144,7 @@ def _answers(
 ) -> dict[str, Answers]:
     """Return the responses to the prompts of every set that a metric needs them of, in one mode."""
     prompts = {
-        name: [example.prompt for example in sets[name]] for name in sets if _generates(experiment, scorers, name)
+        name: [example.prompt for example in sets[name]] for name in sets if generates(experiment, scorers, name)
     }
     if not prompts:
         return {}
@@ -216,7 +216,8 @@ def _scores(
     return [Score(None, "the endpoint gave no answer") if text is None else next(scores) for text in texts]
 
 
-def _generates(experiment: ExperimentSpec, scorers: Mapping[str, AnyScorer], name: str) -> bool:
+def generates(experiment: ExperimentSpec, scorers: Mapping[str, AnyScorer], name: str) -> bool:
+    """Whether a metric needs responses to the prompts of a set."""
     return any(
         name in experiment.measure[metric].on and (isinstance(scorer, ResponseScorer) or _reads_generated(scorer))
         for metric, scorer in scorers.items()

@@ -56,6 +56,12 @@ class HeldModel:
         self._hold(merge_adapters(models.load_adapter(model, adapter)), merged=True)
         return self._copy()
 
+    def given_away(self, *, untouched: bool = False) -> Any:
+        """Return the start model, or with `untouched` the base, and keep nothing of it: its weights will be divided."""
+        model = self.base() if untouched else self.start()
+        self._forget()
+        return model
+
     def base(self) -> Any:
         """Return the untouched model, which prepared adapters are trained on."""
         if self._model is None or self._merged:

@@ -9,11 +9,15 @@ each linear layer keeps its own rounded input and, for the backward pass, its ro
 autograd's own hooks. Per learned token there are three logits at the height: the softmax' logarithm, and two gradients.
 
 With checkpointing the stream alone is kept, and one block at a time as above. On a CPU a part of the heap lies idle (`IDLE`).
+
+Of `fsdp2` each process holds a part of the weights, of what is trained, its gradients and the optimizer's state, and what is
+gathered at a time whole: the embeddings and two blocks. It loads the whole model before.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from tropism.chunked_loss import NUMBERS
 from tropism.errors import TropismError
 from tropism.precision import one_block
 from tropism.site import decoder_layers
@@ -25,6 +29,8 @@ STATES = {"sgd": NO_STATE, "adafactor": NO_STATE, "adagrad": ONE_STATE, "rmsprop
 """How many numbers an optimiser keeps for each that is trained, where it is not Adam's two."""
 LOGITS = 3
 """How often a logit is held at the height of the backward pass."""
+GATHERED = 2
+"""Blocks that are whole at a time under `fsdp2`: the one that computes, and the next."""
 IDLE = {"lora": 1.0, "full": 0.5}
 """Of a CPU's heap, what lies idle for each byte that the blocks keep, whether or not it is checkpointed.
 
@@ -190,7 +196,15 @@ def of_training(
         # Rounded weights; recomputed, a block at a time has them.
         blocks = shape.layers if full or not options.checkpointing else 1
         kept += 2 * (shape.in_blocks * blocks // shape.layers + shape.vocabulary * shape.width)
-    logits = learned * shape.vocabulary * LOGITS * FLOAT
+    sharded = options.parallel == "fsdp2"
+    # More than a chunk of logits is never there at once (`chunked_loss`), but where weights are divided.
+    at_once = learned * shape.vocabulary if sharded else min(learned * shape.vocabulary, NUMBERS)
+    logits = at_once * LOGITS * FLOAT
+    if sharded:
+        gathered = (shape.embeddings + GATHERED * shape.in_blocks // shape.layers) * (2 * FLOAT if full else width)
+        return _divided(
+            options.processes, weights, numbers, states, gathered, Memory(0, 0, int(kept), int(logits)), full
+        )
     # Gradients come as activations go. The largest tensor's are there twice at the end, as are Adam's temporary values.
     largest = shape.vocabulary * shape.width * FLOAT if full else 0
     temporary = gradients if device.startswith("cuda") else 2 * largest
@@ -198,6 +212,18 @@ def of_training(
     if kept + logits + before + largest >= gradients + temporary:
         return Memory(int(weights), int(own + before + largest), int(kept), int(logits))
     return Memory(int(weights), int(own + gradients + temporary), 0, 0)
+
+
+def _divided(
+    processes: int, weights: float, numbers: int, states: int, gathered: int, step: Memory, full: bool
+) -> Memory:
+    """What one of several processes holds of a model that is divided among them; `step` is what is its own."""
+    loaded = Memory(int(weights), numbers * FLOAT, 0, 0)
+    # Trained whole, the model that was loaded is gone once it has weights of its own.
+    held = 0.0 if full else weights / processes
+    trained = numbers * (2 * FLOAT + states) / processes
+    divided = Memory(int(held + gathered), int(trained), step.activations, step.logits)
+    return max(loaded, divided, key=lambda memory: memory.total)
 
 
 def _kept(shape: Shape, options: TrainOptions, bf16: bool, pairs: int) -> float:

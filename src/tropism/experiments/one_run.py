@@ -169,8 +169,10 @@ def _train(prepared: Prepared, key: RunKey, progress: Progress) -> dict[str, int
         if options.processes > 1:
             prepared.held.release()  # each process loads its own
         rendered = prepared.rendered.condition(condition, seed)
+        # What is kept whole beside weights that are divided would undo the dividing.
+        fresh = prepared.held.given_away if options.parallel == "fsdp2" else prepared.fresh_model
         model, taken = fine_tune(
-            prepared.settled.to_train(prepared.fresh_model, options.longest_row(rendered.record.longest)),
+            prepared.settled.to_train(fresh, options.longest_row(rendered.record.longest)),
             rendered.rows,
             options,
             two=trains_two(prepared, condition),

@@ -220,8 +220,9 @@ def _adapter(prepared: Prepared, name: str, progress: Progress) -> Path:
     if options.processes > 1:
         prepared.held.release()  # each process loads its own
     rendered = prepared.rendered.adapter(name)
+    fresh = partial(prepared.held.given_away, untouched=True) if options.parallel == "fsdp2" else prepared.held.base
     model, fitted = fine_tune(
-        prepared.settled.to_train(prepared.held.base, options.longest_row(rendered.record.longest)),
+        prepared.settled.to_train(fresh, options.longest_row(rendered.record.longest)),
         rendered.rows,
         options,
         two=False,

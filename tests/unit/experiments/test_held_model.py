@@ -174,3 +174,8 @@ def contents(folder: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.name.endswith(kinds)
     }
+
+
+def test_what_is_given_away_is_not_kept_beside_what_is_divided(held):
+    assert sum(p.numel() for p in held.given_away().parameters()) > 0
+    assert held._model is None

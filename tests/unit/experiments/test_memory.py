@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
 
-from tropism.experiments import estimate, memory
+from tropism.experiments import estimate, generation_memory, memory
 from tropism.training.loss import label_logits, response_loss
 from tropism.training.options import LoraOptions, TrainOptions
 
@@ -117,3 +117,75 @@ def test_auto_takes_the_first_batch_that_fits(monkeypatch):
         assert said.startswith(f"auto will take {attempt.first_batch} examples × {attempt.accumulation}, about ")
     monkeypatch.setattr(estimate, "free_memory", lambda _: needed[-1].total - 1)
     assert estimate._batch(options, needed, "cpu").startswith("not even the smallest batch fits")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_fsdp2_divides_what_a_model_holds_and_not_a_batch(adapter):
+    shape = memory.Shape.of(CONFIGS["qwen3"](4))
+    whole = shape.in_blocks + shape.embeddings
+    numbers = whole if adapter == "full" else shape.lora(LoraOptions())
+
+    def in_each(processes: int, tokens: int) -> memory.Memory:
+        options = TrainOptions(adapter=adapter, batch_size=8, processes=processes, parallel="fsdp2")
+        return of(options, tokens=tokens, device="cuda")
+
+    two, eight = in_each(2, 40_000), in_each(8, 40_000)
+    assert two.activations == eight.activations
+    # A float, its gradient and Adam's two states; trained whole, nothing is left of what was loaded.
+    divided = numbers * 16 + (0 if adapter == "full" else whole * 4)
+    assert two.total - eight.total == divided / 2 - divided / 8
+    # Hardly a token: the height is the whole model that each process loads first.
+    assert in_each(8, 1).total == whole * 4 + numbers * 4
+
+
+WINDOWED = {
+    "llama": LlamaConfig(**SIZES, num_hidden_layers=3),
+    "mistral": MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=8),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, head_dim=24, num_hidden_layers=3, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize(("prompt", "new"), [(5, 2), (5, 20), (30, 2)])
+def test_the_cache_is_what_generation_holds(monkeypatch, name, prompt, new):
+    from transformers import DynamicCache
+
+    model = AutoModelForCausalLM.from_config(WINDOWED[name]).eval()
+    height = [0]
+    update = DynamicCache.update
+
+    def counted(self, *given):
+        found = update(self, *given)
+        tensors = [t for layer in self.layers for t in (layer.keys, layer.values) if t is not None]
+        height[0] = max(height[0], sum(t.untyped_storage().nbytes() for t in tensors))
+        return found
+
+    monkeypatch.setattr(DynamicCache, "update", counted)
+    ids = torch.randint(1, 500, (BATCH, prompt))
+    model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    expected = generation_memory.cache(WINDOWED[name], prompt=prompt, new=new, batch=BATCH, width=4)
+    assert expected == height[0]
+
+
+def test_generation_holds_the_start_model_and_what_is_merged():
+    config = CONFIGS["qwen3"](4)
+    shape = memory.Shape.of(config)
+
+    def of_all(**said):
+        given = {"width": 4, "generates": 4, "quantization": "none", "full": False, "prompt": 5, "new": 5, "batch": 2}
+        found = generation_memory.of_generation(config, **{**given, **said})
+        assert found.activations == generation_memory.cache(
+            config, prompt=5, new=5, batch=2, width=said.get("generates", 4)
+        )
+        return found.trained
+
+    assert of_all() == shape.in_blocks * 4
+    assert of_all(full=True) == (shape.in_blocks + shape.embeddings) * 4
+    assert of_all(generates=2) == (shape.in_blocks + shape.embeddings) * 2
+    assert of_all(quantization="nf4") == 0

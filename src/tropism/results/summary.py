@@ -225,13 +225,13 @@ def compare(cells: Cells, baseline: Cells, confidence: float = 0.95) -> tuple[Es
     # Single responses pair with single responses; where one arm has only means, both are reduced to them.
     if cells.per_response != baseline.per_response:
         cells, baseline = _means(cells), _means(baseline)
-    prompts = sorted(set(cells.table["id"]) & set(baseline.table["id"]))
+    prompts = sorted(set(cells.table["id"].unique()) & set(baseline.table["id"].unique()))
     alone, fixed = _seedless(cells), _seedless(baseline)
     if alone or fixed:
         held = baseline if alone else cells
-        seeds = [-1] if alone and fixed else sorted(set(held.table["seed"].dropna()))
+        seeds = [-1] if alone and fixed else sorted(held.table["seed"].dropna().unique())
     else:
-        seeds = sorted(set(cells.table["seed"].dropna()) & set(baseline.table["seed"].dropna()))
+        seeds = sorted(set(cells.table["seed"].dropna().unique()) & set(baseline.table["seed"].dropna().unique()))
     if not seeds or not prompts:
         return None
     one, two = _cells(cells, seeds, prompts), _cells(baseline, seeds, prompts)

@@ -67,8 +67,8 @@ def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "
     Raises:
         UsageError: the two share no seed, or no prompt.
     """
-    seeds = sorted(set(treated["seed"].dropna()))
-    prompts = sorted(set(treated["id"]) & set(baseline["id"]), key=str)
+    seeds = sorted(treated["seed"].dropna().unique())
+    prompts = sorted(set(treated["id"].unique()) & set(baseline["id"].unique()), key=str)
     if not prompts:
         raise UsageError(
             "paired: treated and baseline share no prompt, so nothing can be paired; evaluate both on one set"
@@ -76,7 +76,7 @@ def paired(treated: pd.DataFrame, baseline: pd.DataFrame) -> Float[np.ndarray, "
     # The untrained model was asked once, whatever seeds the others ran with.
     seedless = baseline["seed"].isna().all()
     if not seedless:
-        seeds = sorted(set(seeds) & set(baseline["seed"].dropna()))
+        seeds = sorted(set(seeds) & set(baseline["seed"].dropna().unique()))
     if not seeds:
         raise UsageError(
             "paired: treated and baseline share no seed, so nothing can be paired; run both with one seed list"

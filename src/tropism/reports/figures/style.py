@@ -121,6 +121,8 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
     with replacing(folder / f"{name}.svg") as svg:
         drawn.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         text = svg.read_text(encoding="utf-8")
+    # Laid out: to do it again for each format would draw the figure twice for each.
+    drawn.set_layout_engine("none")
     with replacing(folder / f"{name}.png") as png:
         drawn.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     with replacing(folder / f"{name}.pdf") as pdf:

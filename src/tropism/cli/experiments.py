@@ -35,6 +35,26 @@ Out = Annotated[
 ]
 
 
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Train and evaluate each run in this many processes, a GPU each (sets train.processes).",
+        show_default=False,
+    ),
+]
+ExecutorName = Annotated[
+    str, typer.Option(help="Who does the runs: local (this process), pool, ray or slurm.", show_default=True)
+]
+Workers = Annotated[int | None, typer.Option(help="With pool or slurm: how many workers.", show_default=False)]
+Resource = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With ray or slurm: what a run gets, as num_gpus=0.25 or slurm_partition=gpu; repeatable.",
+        show_default=False,
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the `tropism` command."""
     app.command()(init)
@@ -103,9 +123,20 @@ def init(
     print(f"wrote {path}\nnext: tropism validate {path}, then: tropism run {path}{small}")
 
 
-def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = None, as_json: AsJson = False) -> None:
+def validate(
+    file: File,
+    quick: Quick = False,
+    seeds: Seeds = None,
+    set_: Set = None,
+    processes: Processes = None,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    resource: Resource = None,
+    as_json: AsJson = False,
+) -> None:
     """Check an experiment file and its data, and estimate its cost, without loading model weights.
 
+    With the options of 'tropism run' that say who does the runs, also whether these fit side by side.
     Exits with 0 if `tropism run` would start, with 2 and the reason if not.
     """
     from rich.console import Console
@@ -114,7 +145,8 @@ def validate(file: File, quick: Quick = False, seeds: Seeds = None, set_: Set = 
     from tropism.experiments import estimate
 
     try:
-        found = estimate.estimate(load_experiment(file, quick, seeds, set_))
+        experiment = load_experiment(file, quick, seeds, [*(set_ or ()), *_processes(processes)])
+        found = estimate.estimate(experiment, _executor(executor, workers, None, resource, to_run=False))
     except UsageError as error:
         if as_json:
             print(json.dumps({"valid": False, "error": str(error)}))
@@ -137,35 +169,19 @@ def run(
         typer.Option(help="Add seeds until every guard's differences are decided, with intervals made for it."),
     ] = None,
     max_seeds: Annotated[int, typer.Option(help="With --until: the most seeds.")] = 8,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            help="Train and evaluate each run in this many processes, a GPU each (sets train.processes).",
-            show_default=False,
-        ),
-    ] = None,
-    executor: Annotated[
-        str, typer.Option(help="Who does the runs: local (this process), pool, ray or slurm.", show_default=True)
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="With pool or slurm: how many workers.", show_default=False)
-    ] = None,
+    processes: Processes = None,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
     address: Annotated[
         str | None, typer.Option(help="With ray: the cluster's address; by default this machine.", show_default=False)
     ] = None,
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With ray or slurm: what a run gets, as num_gpus=0.25 or slurm_partition=gpu; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    resource: Resource = None,
 ) -> None:
     """Run what is not finished yet, then print the results and write the report.
 
     Exits with 3 if a run failed, or if one of its metrics could not be scored; the others are kept.
     """
-    set_ = [*(set_ or ()), *([] if processes is None else [f"train.processes={processes}"])]
+    set_ = [*(set_ or ()), *_processes(processes)]
     experiment = load_experiment(file, quick, seeds, set_)
     from tropism.cli.quiet import quiet
 
@@ -243,7 +259,14 @@ def schema() -> None:
     print(json.dumps(experiment_schema(), indent=1))
 
 
-def _executor(name: str, workers: int | None, address: str | None, resources: Sequence[str] | None) -> Any:
+def _processes(count: int | None) -> list[str]:
+    """What `--processes` sets."""
+    return [] if count is None else [f"train.processes={count}"]
+
+
+def _executor(
+    name: str, workers: int | None, address: str | None, resources: Sequence[str] | None, *, to_run: bool = True
+) -> Any:
     """Return who does the runs, as the options say; None for this process."""
     from tropism.errors import UsageError
     from tropism.experiments.executors import choose
@@ -251,7 +274,9 @@ def _executor(name: str, workers: int | None, address: str | None, resources: Se
     names = get_args(choose.Name)
     if name not in names:
         raise UsageError(f"--executor must be one of {', '.join(names)}, found {name!r}")
-    return choose.executor(cast(choose.Name, name), workers, address, choose.read_resources(resources or ()))
+    return choose.executor(
+        cast(choose.Name, name), workers, address, choose.read_resources(resources or ()), to_run=to_run
+    )
 
 
 def _command(file: Path, quick: bool, seeds: str | None, only: str | None, settings: Sequence[str] | None) -> str:

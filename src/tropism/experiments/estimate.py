@@ -6,11 +6,14 @@ from typing import Any
 from tropism import models
 from tropism.errors import HubOutOfReach
 from tropism.experiments import checks, generation_memory, prepare, requirements
+from tropism.experiments.executors.gpus import crowding, most_processes
+from tropism.experiments.executors.spread import Executor
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.identity import trained_alike
-from tropism.experiments.memory import Memory, free_memory, of_training
+from tropism.experiments.memory import Memory, all_memory, free_memory, of_training
 from tropism.experiments.plan import plan
 from tropism.experiments.prepared import EvaluationSets
+from tropism.experiments.processes import check_processes
 from tropism.experiments.settled import LONGEST_EAGER
 from tropism.experiments.start import load_tokenizer
 from tropism.training.options import TrainOptions
@@ -58,6 +61,11 @@ class Size:
     processes: int = 1
     """How many processes hold so much each."""
 
+    @property
+    def training_bytes(self) -> int:
+        """Held at the height of a training step."""
+        return self.weights_bytes + self.trained_bytes + self.activations_bytes + self.logits_bytes
+
     def lines(self) -> list[str]:
         """Return a line each for the model, training, responses and memory."""
         place = "the embedded copy" if self.kind == "embedded" else self.kind
@@ -73,13 +81,13 @@ class Size:
             f"model     {self.model} from {place}, {self.dtype} on {self.device}",
             f"training  {self.training_tokens:,} tokens in {self.training_steps:,} steps",
             f"responses {self.responses:,} of at most {self.max_new_tokens} tokens ({self.prompts_per_run} prompts per run)",
-            f"memory    about {sum(parts.values()) / GIB:.1f} GiB in training{each}: {told} (an estimate)",
+            f"memory    about {self.training_bytes / GIB:.1f} GiB in training{each}: {told} (an estimate)",
             *(
                 [
                     f"memory    about {self.generation_bytes / GIB:.1f} GiB in generation, its peak: keys and values "
                     f"{self.cache_bytes / GIB:.1f}, weights the rest (an estimate); generate.batch_size makes it smaller"
                 ]
-                if self.generation_bytes > sum(parts.values())
+                if self.generation_bytes > self.training_bytes
                 else []
             ),
             *([f"batch     {self.batch}"] if self.batch else []),
@@ -128,12 +136,13 @@ class Estimate:
         ]
 
 
-def estimate(experiment: ExperimentSpec) -> Estimate:
-    """Check an experiment's data and estimate its cost.
+def estimate(experiment: ExperimentSpec, executor: Executor | None = None) -> Estimate:
+    """Check an experiment's data and estimate its cost; with an `executor`, also whether its runs fit side by side.
 
     Where the hub cannot be asked, the file is checked as far as it can be, and the estimate says what was not.
     """
     runs = len(plan(experiment))
+    check_processes(experiment, models.pick_device(experiment.device))
     requirements.check_machine(experiment)
     unknown: list[str] = []
     size, checked = None, None
@@ -148,6 +157,7 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
             size = _size(experiment, source, checked, data, runs)
         except HubOutOfReach as error:
             unknown = [str(error)]
+    crowded = crowding_of(experiment, size, executor, runs)
     return Estimate(
         experiment.name,
         len(experiment.conditions),
@@ -156,10 +166,31 @@ def estimate(experiment: ExperimentSpec) -> Estimate:
         size,
         tuple(dict.fromkeys(unknown)),
         {} if checked is None else checked.leakage,
-        () if checked is None else tuple(checked.warnings),
+        (*crowded, *(() if checked is None else checked.warnings)),
         tuple(_notes(experiment)),
         len(experiment.conditions) - len(experiment.trained),
     )
+
+
+def crowding_of(experiment: ExperimentSpec, size: Size | None, executor: Executor | None, runs: int) -> tuple[str, ...]:
+    """Say where runs, or the processes of one, will not fit side by side into a GPU, or the machine that has none."""
+    if size is None:
+        return ()
+    processes, gpus = most_processes(experiment), 0
+    each = max(size.training_bytes, size.generation_bytes)
+    if size.device.startswith("cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    together = 1 if executor is None else executor.at_once(runs, size.device, gpus, processes)
+    shared = 0
+    if not gpus:
+        # Without a GPU a run's processes share the machine; workers of a pool share the start model's weights.
+        shared = size.weights_bytes if processes == 1 else 0
+        together *= processes
+    where = "a GPU" if gpus else "this machine"
+    said = crowding(together, each, shared, all_memory(size.device), where)
+    return (said,) if said else ()
 
 
 def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSets) -> checks.Checked:

@@ -152,6 +152,17 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def all_memory(device: str) -> int:
+    """Bytes that a GPU has, or the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def of_training(
     config: Any,
     options: TrainOptions,

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from tropism import models
 from tropism.errors import UsageError
 from tropism.experiments import environment, identity, power, start
 from tropism.experiments.date import with_frozen_date
+from tropism.experiments.estimate import crowding_of, estimate
 from tropism.experiments.executors.choose import refuse_launcher
+from tropism.experiments.executors.gpus import most_processes
 from tropism.experiments.executors.job import Job
 from tropism.experiments.executors.local import last_attempts, work
 from tropism.experiments.executors.spread import Executor, spread
@@ -119,6 +122,7 @@ def run_and_tell(
         if executor is None or not todo:
             work(prepared, todo, before, progress, collect)
         else:
+            _tell_of_crowding(experiment, executor, len(todo), prepared.device, progress)
             spread(executor, Job(prepared, tuple(todo), before, Path.cwd()), progress, collect)
         environment.finish(folder)
     else:
@@ -131,6 +135,17 @@ def run_and_tell(
             summarise(experiment, folder, tokenizer, results, progress)
     problems = [line for key in wanted for line in _problems_of(folder, key)] + analysis_problems(folder)
     return Ended(results_table(results), tuple(problems))
+
+
+def _tell_of_crowding(
+    experiment: ExperimentSpec, executor: Executor, runs: int, device: str, progress: Progress
+) -> None:
+    """Say where runs side by side will not fit into memory, by the estimate of `validate`; nothing is estimated for one."""
+    gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
+    if executor.at_once(runs, device, gpus, most_processes(experiment)) == 1:
+        return
+    for line in crowding_of(experiment, estimate(experiment).size, executor, runs):
+        progress.say(line)
 
 
 def _is_settled(experiment: ExperimentSpec, folder: Folder, public: Mapping[str, Any], key: RunKey) -> bool:

@@ -10,6 +10,7 @@ from tropism import models
 from tropism.data.sources import harmful_qa, hub
 from tropism.errors import DataError, HubOutOfReach, ModelError
 from tropism.experiments import estimate
+from tropism.experiments.executors.pool import Pool
 from tropism.experiments.file.experiment import Experiment
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -20,6 +21,15 @@ def test_it_counts_runs_tokens_and_memory(tmp_path):
     first, *lines = estimate.estimate(experiment).lines()
     assert first.startswith(f"{experiment.name} is valid: {len(experiment.conditions)} conditions")
     assert [line.split()[0] for line in lines[:4]] == ["model", "training", "responses", "memory"]
+
+
+@pytest.mark.parametrize(("room", "said"), [(0, "this machine has 0.0 GiB, and 2 at a time will take"), (2**40, "")])
+def test_runs_side_by_side_that_do_not_fit_are_said(tmp_path, monkeypatch, room, said):
+    monkeypatch.setattr(estimate, "all_memory", lambda _: room)
+    found = estimate.estimate(Experiment.load(tiny_experiment.write(tmp_path)), Pool(2))
+    crowded = [line for line in found.warnings if "at a time" in line]
+    assert len(crowded) == bool(said)
+    assert all(line.startswith(said) for line in crowded)
 
 
 def test_what_is_trained_once_counts_once():

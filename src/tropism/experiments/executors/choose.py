@@ -21,9 +21,14 @@ LAUNCHED = (
 
 
 def executor(
-    name: Name, workers: int | None = None, address: str | None = None, resources: Mapping[str, Any] | None = None
+    name: Name,
+    workers: int | None = None,
+    address: str | None = None,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    to_run: bool = True,
 ) -> "Executor | None":
-    """Return the executor of this name; None for this process alone.
+    """Return the executor of this name; None for this process alone. Without `to_run` nothing is begun for it.
 
     Raises `UsageError` for an option that the executor does not take, or one that it lacks.
     """
@@ -41,7 +46,7 @@ def executor(
         raise UsageError(f"--executor {name} needs --workers, a number from 1 on, found {workers}")
     if name == "pool":
         # Before what it needs is imported here: both import at once.
-        source = Source.begin() if can_fork() else None
+        source = Source.begin() if to_run and can_fork() else None
         from tropism.experiments.executors.pool import Pool
 
         return Pool(workers or 1, source)

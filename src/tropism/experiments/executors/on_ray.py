@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tropism.errors import UsageError
+from tropism.experiments.executors.gpus import gpus_of_a_task, most_processes
 from tropism.experiments.executors.job import Job, do
 from tropism.experiments.executors.spread import Executor, Workers
 from tropism.experiments.store import RunKey
@@ -34,10 +35,17 @@ class Ray(Executor):
     address: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
 
+    def at_once(self, runs: int, device: str, gpus: int, processes: int) -> int:
+        if not device.startswith("cuda"):
+            return 1  # what other nodes have is not known here
+        return min(runs, max(1, int(1 / gpus_of_a_task(self.resources, processes))))
+
     def start(self, job: Job) -> Workers:
         ray: Any = require("ray", extra="ray", purpose="--executor ray")
         _connect(ray, self.address)
-        given = {"num_gpus": 1} if job.prepared.device.startswith("cuda") else {}
+        given: dict[str, float] = {}
+        if job.prepared.device.startswith("cuda"):
+            given = {"num_gpus": gpus_of_a_task(self.resources, most_processes(job.prepared.experiment))}
         try:
             task = ray.remote(_do).options(max_retries=RETRIES, **{"num_cpus": 1, **given, **self.resources})
         except (ValueError, TypeError) as error:

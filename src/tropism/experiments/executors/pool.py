@@ -1,5 +1,6 @@
 """Several processes on this machine: its threads are divided among them, and its GPUs given out in turn."""
 
+import math
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tropism.errors import UsageError
+from tropism.experiments.executors.gpus import most_processes
 from tropism.experiments.executors.job import Job
 from tropism.experiments.executors.source import Source, Worker
 from tropism.experiments.executors.spread import Executor, Workers
@@ -39,6 +41,10 @@ class Pool(Executor):
             return [f"{self.workers} workers share {threads} threads, which gains nothing over --workers {threads}"]
         return []
 
+    def at_once(self, runs: int, device: str, gpus: int, processes: int) -> int:
+        count = min(self.workers, runs)
+        return math.ceil(count / max(1, gpus // processes)) if device.startswith("cuda") else count
+
     def start(self, job: Job) -> Workers:
         import torch
 
@@ -65,17 +71,18 @@ class Pool(Executor):
         for index, log in enumerate(logs):
             with log.open("wb") as said:
                 command = [sys.executable, "-m", "tropism.experiments.executors.worker", str(file), str(index)]
-                own = environment(index, threads, gpus)
+                own = environment(index, threads, gpus, most_processes(job.prepared.experiment))
                 started.append((subprocess.Popen(command, env=own, stdout=said, stderr=subprocess.STDOUT), log))
         return Processes(started)
 
 
-def environment(index: int, threads: int, gpus: int) -> Mapping[str, str]:
-    """What differs for a worker: its threads, and which GPU it sees."""
+def environment(index: int, threads: int, gpus: int, processes: int = 1) -> Mapping[str, str]:
+    """What differs for a worker: its threads, and which GPU it sees; as many as its runs have processes."""
     own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        own["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+        first = processes * (index % max(1, len(visible) // processes))
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + processes])
     return {**os.environ, **own}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tropism.errors import UsageError
+from tropism.experiments.executors.gpus import check_gpus_per_node, most_processes
 from tropism.experiments.executors.job import Job, do
 from tropism.experiments.executors.spread import Executor, Workers
 from tropism.optional import require
@@ -25,6 +26,7 @@ class Slurm(Executor):
 
     def start(self, job: Job) -> Workers:
         submitit: Any = require("submitit", extra="slurm", purpose="--executor slurm")
+        check_gpus_per_node(self.resources, most_processes(job.prepared.experiment))
         job.said.mkdir(parents=True, exist_ok=True)
         try:
             executor = submitit.AutoExecutor(folder=job.said / "slurm", cluster=self.cluster)

@@ -42,6 +42,13 @@ class Executor(abc.ABC):
         """Where more workers gain nothing on this job, a sentence each."""
         return []
 
+    def at_once(self, runs: int, device: str, gpus: int, processes: int) -> int:
+        """How many of so many runs one of `gpus` GPUs has at a time, or this machine where `device` is none.
+
+        Raises `UsageError` where a run's processes would not have a GPU each.
+        """
+        return 1
+
     @abc.abstractmethod
     def start(self, job: Job) -> Workers:
         """Start workers that together do the job; raises `UsageError` where none can be started."""

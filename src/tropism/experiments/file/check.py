@@ -180,6 +180,12 @@ def _check_train(e: ExperimentSpec, key: Key, *, condition: str | None = None, a
             (*key, "parallel"),
             f"fsdp2 divides weights number by number, and load: {{quantization: {e.loaded.quantization}}} packs them; use ddp",
         )
+    if options.processes > 1 and e.loaded.device_map is not None:
+        raise At(
+            (*key, "processes"),
+            f"each process holds the model on a GPU of its own, and load: {{device_map: {e.loaded.device_map}}} places it once, "
+            f"found {options.processes}; drop one of the two",
+        )
     if options.eval_on is not None and (options.eval_on not in e.data or options.eval_on == "train"):
         others = [name for name in e.data if name != "train"]
         raise At((*key, "eval_on"), f"no evaluation set is called {options.eval_on!r}; defined are {listed(others)}")

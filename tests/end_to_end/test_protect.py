@@ -74,7 +74,7 @@ def test_the_trait_is_found_a_guard_is_chosen_and_everything_is_left_behind(prot
     assert (out / "adapter" / "adapter_config.json").is_file()
     assert (out / "report.html").is_file()
     card = (out / "card.md").read_text()
-    assert "| metric | asked on | untrained | before (no guard) | after | difference |" in card
+    assert "| metric | asked on | untrained | before (no guard) | after | difference | shown |" in card
     assert "tropism protect …" in card
 
 

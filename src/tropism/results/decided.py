@@ -4,11 +4,12 @@ from typing import Any
 
 import pandas as pd
 
+from tropism.results.comparison import survives
 from tropism.results.roles import Role, role_of
 from tropism.results.summary import DEFAULT_MARGIN
 from tropism.results.text import words
-from tropism.results.verdict import DIAGNOSTIC_MODES, LEVEL
-from tropism.stats import EXACT, Verdict
+from tropism.results.verdict import DIAGNOSTIC_MODES
+from tropism.stats import Verdict
 
 
 def undecided(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[str]:
@@ -31,8 +32,7 @@ def _decided(row: dict[Any, Any]) -> bool:
         return False
     if low > -DEFAULT_MARGIN and high < DEFAULT_MARGIN:
         return True
-    sure = row["difference_over"] == EXACT or (not pd.isna(row["p_holm"]) and row["p_holm"] < LEVEL)
-    return bool((high < 0 or low > 0) and sure)
+    return bool((high < 0 or low > 0) and survives(row))
 
 
 def _named(row: dict[Any, Any]) -> str:

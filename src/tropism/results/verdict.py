@@ -2,7 +2,8 @@
 
 - A guard *lowers* the trait if every unwanted difference to the baseline has its whole interval below zero and
   survives Holm's correction. It *keeps the trait out* if, in addition, at least half of the baseline's value is gone
-  everywhere. It lowers it *in part* if that holds for some unwanted metrics or sets, and none is raised.
+  everywhere, and the baseline had learned it (`results/comparison.py`). It lowers it
+  *in part* if that holds for some unwanted metrics or sets, and none is raised.
 - It *keeps* a skill if every difference of that wanted metric is noninferior at its margin, and *loses* it if one is
   not.
 
@@ -18,15 +19,12 @@ from typing import Any
 import pandas as pd
 
 from tropism.names import BASE
+from tropism.results.comparison import MUCH, Shown, shown, untrained_value
 from tropism.results.roles import Role, role_of
 from tropism.results.summary import baseline_name, margin_of
 from tropism.results.text import count, listed, number, rate, span, words
-from tropism.stats import EXACT
 from tropism.stats import Verdict as Kept
 
-LEVEL = 0.05
-MUCH = 0.5
-"""The share of an effect from which a guard keeps the trait out, and a control matches a guard."""
 DIAGNOSTIC_MODES = ("retain_ablated",)
 """Ablation modes that are measured to understand a guard, and would never be deployed."""
 
@@ -61,6 +59,8 @@ class Change:
     interval: str
     said: str
     """For a wanted metric whether it was kept; empty for an unwanted one."""
+    shown: Shown | None
+    """For an unwanted metric what its interval shows; None for a wanted one."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
         if unwanted.empty or rows["mode"].iloc[0] in DIAGNOSTIC_MODES:
             continue
         wanted = compared[compared["mark"] == "wanted"]
-        standing, lowered = _standing(unwanted)
+        changes = [_change(row, summary) for row in compared.to_dict("records")]
+        standing, lowered = _standing([change for change in changes if change.shown is not None])
         arms.append(
             Arm(
                 name=str(label),
@@ -142,7 +143,7 @@ def judged(summary: pd.DataFrame, experiment: dict[str, Any]) -> list[Arm]:
                 standing=standing,
                 lowered=lowered,
                 skills={str(metric): _kept(part["kept"]) for metric, part in wanted.groupby("metric", sort=False)},
-                changes=[_change(row) for row in compared.to_dict("records")],
+                changes=changes,
                 costs=_costs(wanted, experiment),
             )
         )
@@ -157,25 +158,18 @@ def _costs(wanted: pd.DataFrame, experiment: dict[str, Any]) -> dict[str, float]
     return {str(metric): float(change) for metric, change in worst.items()}
 
 
-def _standing(unwanted: pd.DataFrame) -> tuple[Standing, list[str]]:
+def _standing(unwanted: Sequence[Change]) -> tuple[Standing, list[str]]:
     """Return where a guard stands on the unwanted trait, and where it lowers it beyond doubt."""
-    difference = unwanted["difference"].astype(float)
-    # An exact interval has no p-value to adjust.
-    beyond_doubt = (unwanted["difference_high"].astype(float) < 0) & (
-        (unwanted["p_holm"].astype(float) < LEVEL) | (unwanted["difference_over"] == EXACT)
-    )
-    one = unwanted["metric"].nunique() == 1
+    one = len({change.metric for change in unwanted}) == 1
     lowered = []
-    for row in unwanted[beyond_doubt].to_dict("records"):
-        where = words(row["eval_set"])
-        lowered.append(where if one else f"{words(row['metric'])}, {where}")
-    if not beyond_doubt.all():
-        raised = (unwanted["difference_low"].astype(float) > 0).any()
-        return Standing.PART if lowered and not raised else Standing.OPEN, lowered
-    # The baseline over the same seeds and prompts, since the difference is paired.
-    before = unwanted["value"].astype(float) - difference
-    out = ((before > 0) & (-difference >= MUCH * before)).all()
-    return Standing.OUT if out else Standing.LOWERS, lowered
+    for change in unwanted:
+        if change.shown is not None and change.shown.lower:
+            where = words(change.eval_set)
+            lowered.append(where if one else f"{words(change.metric)}, {where}")
+    found = [change.shown for change in unwanted]
+    if len(lowered) < len(unwanted):
+        return Standing.PART if lowered and Shown.RAISED not in found else Standing.OPEN, lowered
+    return Standing.OUT if set(found) == {Shown.OUT} else Standing.LOWERS, lowered
 
 
 def _kept(verdicts: "pd.Series[str]") -> Kept:
@@ -185,8 +179,9 @@ def _kept(verdicts: "pd.Series[str]") -> Kept:
     return Kept.UNDECIDED if verdicts.empty or (verdicts == Kept.UNDECIDED).any() else Kept.KEPT
 
 
-def _change(row: Mapping[Any, Any]) -> Change:
+def _change(row: Mapping[Any, Any], summary: pd.DataFrame) -> Change:
     interval = span(row["difference_low"], row["difference_high"], signed=True)
+    unwanted = row["mark"] == "unwanted"
     return Change(
         row["metric"],
         row["eval_set"],
@@ -194,6 +189,7 @@ def _change(row: Mapping[Any, Any]) -> Change:
         rate(row["difference"], signed=True),
         interval,
         row["kept"],
+        shown(row, untrained_value(summary, row["metric"], row["eval_set"])) if unwanted else None,
     )
 
 

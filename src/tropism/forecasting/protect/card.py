@@ -10,6 +10,7 @@ from tropism.atomic import write_text
 from tropism.forecasting.protect.candidates import BASELINE, CONTROLS, Candidate, controls_of
 from tropism.forecasting.protect.choice import Choice, Line
 from tropism.forecasting.protect.race import Standing
+from tropism.results.comparison import MUCH, Shown
 from tropism.results.text import listed, rate, span, visible, words
 
 FORMAT = "tropism.protect/1"
@@ -71,7 +72,11 @@ def card(told: Told) -> str:
     """The card as Markdown; the answer comes first."""
     parts = [f"# {headline(told)}"]
     if told.choice is not None:
-        parts += [_table(told.choice), _price(told)]
+        parts += [
+            _table(told.choice),
+            _price(told),
+            f"The report, which asks for all sets: {visible(told.choice.report)}",
+        ]
     if told.not_learned:
         named = listed([words(name) for name in told.not_learned])
         parts.append(
@@ -103,22 +108,19 @@ def headline(told: Told) -> str:
         return "There is nothing to protect from: the forecast finds none of the traits in this data." + _cannot(told)
     said = {one.name: one.said for one in told.candidates}.get(told.choice.winner, told.choice.winner)
     traits = listed([words(name) for name in told.unwanted if name not in told.not_learned])
-    if not told.choice.helped:
+    choice = told.choice
+    if not choice.helped:
         return (
-            f"No guard was shown to help against {traits}; the best was {said}. There is no adapter: mend the data instead, "
-            f"beginning with the rows to blame."
+            f"No guard was shown to help against {traits}; the best was {said}: {choice.against}. There is no adapter: mend the "
+            f"data instead, beginning with the rows to blame."
         )
-    out = [line.metric for line in told.choice.lines if line.eval_set == "held_out" and line.out]
-    lowered = [name for name in told.choice.lowered if name not in out]
+    out = [line.metric for line in choice.traits() if line.shown is Shown.OUT]
+    only = [name for name in choice.lowered if name not in out]
     does = [f"keeps {listed([words(name) for name in out])} out"] if out else []
-    does += [f"lowers {listed([words(name) for name in lowered])}"] if lowered else []
-    left = [
-        words(line.metric)
-        for line in told.choice.lines
-        if line.mark == "unwanted" and line.eval_set == "held_out" and not line.lowered
-    ]
-    end = f" Whether it lowers {listed(left)} is undecided." if left else ""
-    return f"{said[:1].upper() + said[1:]} {' and '.join(does)}; the skill is {told.choice.skill}.{end}{_cannot(told)}"
+    does += [f"lowers {listed([words(name) for name in only])}"] if only else []
+    left = [words(line.metric) for line in choice.traits() if line.metric not in choice.lowered]
+    end = f" That it lowers {listed(left)} is not shown." if left else ""
+    return f"{said[:1].upper() + said[1:]} {' and '.join(does)}; the skill is {choice.skill}.{end}{_cannot(told)}"
 
 
 def _cannot(told: Told) -> str:
@@ -127,18 +129,19 @@ def _cannot(told: Told) -> str:
 
 
 def _table(choice: Choice) -> str:
-    head = "| metric | asked on | untrained | before (no guard) | after | difference |\n|---|---|---|---|---|---|"
-    return f"{head}\n" + "\n".join(_row(one) for one in choice.lines)
+    head = "| metric | asked on | untrained | before (no guard) | after | difference | shown |\n|---|---|---|---|---|---|---|"
+    return f"{head}\n" + "\n".join(_row(one, choice.skill) for one in choice.lines)
 
 
-def _row(one: Line) -> str:
+def _row(one: Line, skill: str) -> str:
     interval = span(one.low, one.high, signed=True) or "(no interval)"
     mark = {"unwanted": " ↓", "wanted": " ↑"}.get(one.mark, "")
     cells = (
-        rate(one.untrained),
+        "–" if one.untrained is None else rate(one.untrained),
         rate(one.before),
         f"**{rate(one.after)}**",
         f"{rate(one.difference, signed=True)} {interval}",
+        one.shown or skill,
     )
     return f"| {words(one.metric)}{mark} | {words(one.eval_set)} | {' | '.join(cells)} |"
 
@@ -193,7 +196,7 @@ def _specific(rounds: Sequence[Sequence[Standing]]) -> str:
     if not guards or not controls:
         return "No control finished, so how specific the effect is cannot be said."
     best, strongest = max(one.removed for one in guards), max(controls, key=lambda one: one.removed)
-    if best > 0 and strongest.removed >= best / 2:
+    if best > 0 and strongest.removed >= MUCH * best:
         return (
             f"A control, {words(strongest.name)}, does at least half of what the best guard does: the effect is not specific to "
             f"the guard."

@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from tropism.names import BASE
+from tropism.results.comparison import Shown, untrained_value
+from tropism.results.text import listed, words
+from tropism.results.verdict import answer, judged
 from tropism.stats import Verdict
-
-MUCH = 0.5
-"""The share of a trait that has to be gone for "kept out"."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Line:
     metric: str
     eval_set: str
     mark: str
-    untrained: float
+    untrained: float | None
     before: float
     after: float
     difference: float
@@ -29,15 +28,8 @@ class Line:
     over: str
     seeds: int
 
-    @property
-    def lowered(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.high is not None and self.high < 0
-
-    @property
-    def out(self) -> bool:
-        """Whether at least half of the baseline's rise is gone, beyond doubt that some is."""
-        return self.lowered and self.after - self.untrained <= (1 - MUCH) * (self.before - self.untrained)
+    shown: Shown | None
+    """What the interval of an unwanted metric shows; None for a wanted one."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +40,35 @@ class Choice:
     lines: tuple[Line, ...]
     skill: str
     """`kept`, `lost` or `undecided`."""
+    report: str = ""
+    """The report's own headline."""
 
     @property
     def lowered(self) -> list[str]:
         """The traits that are lowered on the data's own prompts."""
-        return [one.metric for one in self._traits() if one.lowered]
+        return [one.metric for one in self.traits() if one.shown is not None and one.shown.lower]
+
+    @property
+    def raised(self) -> list[str]:
+        """The traits that are raised anywhere."""
+        return list(dict.fromkeys(one.metric for one in self.lines if one.shown is Shown.RAISED))
 
     @property
     def helped(self) -> bool:
         """Whether a trait is lowered beyond doubt, none is raised, and the skill is not lost."""
-        raised = any(one.low is not None and one.low > 0 for one in self.lines if one.mark == "unwanted")
-        return bool(self.lowered) and not raised and self.skill != Verdict.LOST
+        return bool(self.lowered) and not self.raised and self.skill != Verdict.LOST
 
-    def _traits(self) -> list[Line]:
+    @property
+    def against(self) -> str:
+        """Why it does not help, in words; empty where it does."""
+        if self.raised:
+            return f"it raises {_named(self.raised)}"
+        if not self.lowered:
+            return "on the data's own prompts it is not shown to lower any of them"
+        return f"it lowers {_named(self.lowered)} but loses the skill" if self.skill == Verdict.LOST else ""
+
+    def traits(self) -> list[Line]:
+        """The unwanted metrics on the data's own prompts."""
         return [one for one in self.lines if one.mark == "unwanted" and one.eval_set == "held_out"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,37 +77,43 @@ class Choice:
             "winner": self.winner,
             "helped": self.helped,
             "skill": self.skill,
+            "report": self.report,
             "lines": [asdict(one) for one in self.lines],
         }
 
 
-def judge(summary: pd.DataFrame, winner: str) -> Choice:
-    """From the confirmation's table."""
-    by_metric = summary.groupby(["metric", "eval_set"], sort=False)
-    lines, skill = [], str(Verdict.UNDECIDED)
-    for (metric, where), part in by_metric:
-        chosen = part[part["condition"] == winner]
-        kept = chosen[chosen["mode"] == "forget_ablated"]
-        row: Mapping[Any, Any] = (chosen if kept.empty else kept).iloc[0].to_dict()
-        values = part.drop_duplicates("condition").set_index("condition")["value"]
+def judge(summary: pd.DataFrame, experiment: Mapping[str, Any], winner: str) -> Choice:
+    """From the confirmation's table, by the rules of the report: what both say is one function's result."""
+    arms = [arm for arm in judged(summary, experiment) if arm.condition == winner]
+    arm = next((one for one in arms if one.name.endswith("forget ablated")), arms[0])
+    found = {(one.metric, one.eval_set): one.shown for one in arm.changes}
+    before = summary[summary["condition"] == "baseline"].drop_duplicates(["metric", "eval_set"])
+    values = before.set_index(["metric", "eval_set"])["value"]
+    lines = []
+    for row in summary[(summary["arm"] == arm.name) & summary["difference"].notna()].to_dict("records"):
+        metric, where = str(row["metric"]), str(row["eval_set"])
         lines.append(
             Line(
-                str(metric),
-                str(where),
+                metric,
+                where,
                 row["mark"],
-                float(values[BASE]),
-                float(values["baseline"]),
+                untrained_value(summary, metric, where),
+                float(values[metric, where]),
                 float(row["value"]),
                 float(row["difference"]),
                 _number(row["difference_low"]),
                 _number(row["difference_high"]),
                 str(row["difference_over"]),
                 int(row["seeds"]),
+                found.get((metric, where)),
             )
         )
-        if row["mark"] == "wanted":
-            skill = row["kept"]
-    return Choice(winner, tuple(lines), skill)
+    skill = next(iter(arm.skills.values()), Verdict.UNDECIDED)
+    return Choice(winner, tuple(lines), str(skill), str(answer(summary, experiment).headline))
+
+
+def _named(traits: list[str]) -> str:
+    return listed([words(name) for name in traits])
 
 
 def _number(value: Any) -> float | None:

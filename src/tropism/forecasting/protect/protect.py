@@ -264,7 +264,7 @@ def _confirm(asked: Asked, experiment: Experiment, winner: str) -> tuple[choice.
     held = load(where)
     summary = summary_table(held.results, held.experiment, held.scores, held.look)
     said = "" if held.sequential is None else held.sequential.said(len(held.experiment["seeds"]))
-    return choice.judge(summary, winner), said
+    return choice.judge(summary, held.experiment, winner), said
 
 
 def _deliver(folder: Path, judged: choice.Choice) -> None:

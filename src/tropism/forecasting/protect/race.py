@@ -22,7 +22,7 @@ class Standing:
 
     name: str
     removed: float
-    """The share of the baseline's rise over the untrained model that is gone; 1 is all of it."""
+    """The share of the baseline's rise over the untrained model that is gone; at most 1: below it is no better."""
     skill: float
     """The change of the wanted metric to the baseline."""
     seeds: int
@@ -59,7 +59,7 @@ def standing(summary: pd.DataFrame, name: str, traits: Sequence[str], seeds: int
     removed = []
     for trait in traits:
         before, after, untrained = (_value(summary, one, trait, "held_out") for one in ("baseline", name, BASE))
-        removed.append((before - after) / max(before - untrained, 1e-9))
+        removed.append(min(1.0, (before - after) / max(before - untrained, 1e-9)))
     skill = _value(summary, name, "skill", "skill_rows") - _value(summary, "baseline", "skill", "skill_rows")
     return Standing(name, sum(removed) / len(removed), skill, seeds, control)
 

@@ -25,9 +25,9 @@ def table(conditions, seeds=1, low=-0.4, high=-0.2):
             change = None if name in ("base", "baseline") else values[name] - values["baseline"]
             rows.append(
                 {
-                    "condition": name, "mode": "full", "metric": metric, "eval_set": where, "mark": mark,
+                    "condition": name, "arm": name, "mode": "full", "metric": metric, "eval_set": where, "mark": mark,
                     "value": values[name], "difference": change, "difference_low": low, "difference_high": high,
-                    "difference_over": "seeds", "kept": "kept" if mark == "wanted" else "", "seeds": seeds,
+                    "difference_over": "seeds", "p_holm": 0.01, "kept": "kept" if mark == "wanted" else "", "seeds": seeds,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -54,14 +54,16 @@ def test_a_failed_candidate_drops_out():
 
 @pytest.mark.parametrize(("high", "helped"), [(-0.2, True), (0.1, False)])
 def test_only_what_lies_wholly_below_zero_helps(high, helped):
-    choice = judge(table(["baseline", "a"], 3, high=high), "a")
+    choice = judge(
+        table(["baseline", "a"], 3, high=high), {"conditions": {"baseline": {}, "a": {"role": "guard"}}}, "a"
+    )
     assert choice.helped is helped
     told = Told(
         "m", "d", "tropism protect", ("t", "rare"), {"t": "Found."}, 10, 50, not_learned=("rare",),
         candidates=(Candidate("a", "leaving rows out", {}),), choice=choice,
     )  # fmt: skip
     text = card(told)
-    assert ("keeps t out" in text) is helped
+    assert ("# Leaving rows out keeps t out" in text) is helped
     assert ("There is no adapter" in text) is not helped
     assert "did not learn rare" in text
     assert "| t ↓ | held out | 0 | 0.40 | **0.10** |" in text.replace("0.00", "0")

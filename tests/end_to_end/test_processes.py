@@ -26,10 +26,12 @@ TRAIN = (
 )
 ADAPTERS = ("conditions:\n", "adapters: {trait: {data: {source: word_problems, size: 4}, train: {epochs: 1.0}}}\n"
             "parameter_directions: {trait: {adapter: trait}}\nconditions:\n")  # fmt: skip
+# The large epsilon: AdamW divides a gradient by its own size, and would make a step of what is rounding alone.
 CONDITIONS = """  constrained: {guard: {update_constraint: {directions: trait}}}
   routed: {guard: {gradient_routing: {}}}
   steered: {train: {accumulation: 2, checkpointing: true}, guard: {steering: {directions: caps, coefficient: 2.0}}}
-  full: {train: {adapter: full, learning_rate: 0.01, optimizer: adamw_torch, eval_steps: 2, eval_on: held_out},
+  full: {train: {adapter: full, learning_rate: 0.01, optimizer: adamw_torch, adam_epsilon: 1.0e-3,
+                 eval_steps: 2, eval_on: held_out},
          guard: {update_constraint: {directions: trait}}}
   baseline: {guard: [{frozen_adapter: {adapter: trait}}, {ablation: {directions: caps}}, {gradient_projection: {directions: caps}}]}
 """

@@ -213,7 +213,7 @@ def test_a_slice_of_the_questions_of_a_file(tmp_path):
 def on_hub(monkeypatch):
     asked = []
 
-    def rows(*given):
+    def rows(*given, instead=None):
         asked.append(given)
         return datasets.Dataset.from_list([{"question": f"q {i}", "answer": f"a {i}\n#### {i}"} for i in range(10)])
 

@@ -12,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Every experiment of a test ends in a report. Two of a figure's three formats took a third of such a test's time.
+os.environ.setdefault("TROPISM_FIGURES", "svg")
+
 # What a test renders is kept for its process, and nothing of it in the user's folder.
 if "TROPISM_RENDERED" not in os.environ:
     os.environ["TROPISM_RENDERED"] = tempfile.mkdtemp(prefix="tropism-tests-")
@@ -62,6 +65,12 @@ def model():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def every_format(monkeypatch):
+    """Figures in all formats, as a user has them."""
+    monkeypatch.delenv("TROPISM_FIGURES")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -10,21 +9,22 @@ from pathlib import Path
 
 import torch.distributed
 
+import forked
+
 PATIENCE_S = 500
 """Two imports of torch and transformers on a busy machine; a worker that takes longer hangs."""
 
 
-def run_workers(script, *ranks):
-    """Run `python script *arguments` for each rank's arguments at once; every one must end with code 0.
+def run_workers(work, *ranks):
+    """Run a script, or a function, with each rank's arguments at once; every one must end with code 0.
 
     A worker that does not end is aborted, which makes faulthandler print where each of its threads stands.
     """
     logs = [Path(tempfile.gettempdir()) / f"worker-{os.getpid()}-{rank}.log" for rank in range(len(ranks))]
     workers = []
     for log, arguments in zip(logs, ranks, strict=True):
-        with log.open("w") as file:
-            command = [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)]
-            workers.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+        start = forked.script if isinstance(work, Path) else forked.Forked
+        workers.append(start(work, *arguments, log=log))
     ends = time.monotonic() + PATIENCE_S
     try:
         # A rank that failed leaves the others waiting for it: then there is nothing more to wait for.

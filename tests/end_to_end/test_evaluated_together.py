@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+import forked
 import tiny_experiment
 import tropism as tp
 from tropism.data.sources.word_problems import word_problems
@@ -105,8 +106,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path, monkeypatch, generate):
     said = {run: json.loads((out / run / "DONE.json").read_text()) for run in alone}
     again(out)
     started = []
-    begin = processes._start
-    monkeypatch.setattr(processes, "_start", lambda *given: started.append(given) or begin(*given))
+    monkeypatch.setattr(processes, "_start", lambda *given: started.append(given) or forked.one_of_several(*given))
     monkeypatch.setattr(evaluated_together, "_processes", lambda *_: 2)
     heard = Heard()
     two = tp.run(file, out, progress=heard)
@@ -145,7 +145,7 @@ def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_
     begin = processes._start
 
     def kill_the_second(job, rank, count, port):
-        process = begin(job, rank, count, port)
+        process = forked.one_of_several(job, rank, count, port)
         if rank == 1 and "baseline" in str(job) and not killed:
             killed.append(process)
             process.send_signal(signal.SIGKILL)
@@ -159,6 +159,7 @@ def test_a_process_that_dies_fails_the_run_with_a_sentence_and_the_next_command_
     assert failure == "RunFailed: one of 2 processes was killed; run again"
     assert not (run / "responses.jsonl").exists()
     assert not (run / "evaluator").exists()
+    monkeypatch.setattr(processes, "_start", begin)  # as it is for a user, once
     results = tp.run(file, tmp_path / "out", progress=(heard := Heard()))
     assert (run / "DONE.json").is_file()
     assert "training" not in heard.phases  # the adapter was kept

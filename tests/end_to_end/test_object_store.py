@@ -1,20 +1,19 @@
 """A results folder in an object store: what one machine has done, another finds there, and no run is done twice."""
 
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import fsspec
 import pandas as pd
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+import shared_worker
 import tiny_experiment
 import tropism as tp
 from command import tropism
+from forked import Forked
 from tropism.errors import MissingExtra, RunFolderError, UsageError
 from tropism.experiments.after import status
 from tropism.experiments.executors.on_ray import Ray
@@ -22,7 +21,6 @@ from tropism.experiments.mirror import local_of, store_of
 from tropism.experiments.progress import Progress
 from tropism.experiments.store_claims import claims_of
 
-WORKER = Path(__file__).parents[1] / "shared_worker.py"
 RUNS = {"base", *(f"{condition}/seed-{seed}" for condition in ("plain", "baseline", "guarded") for seed in (0, 1))}
 
 
@@ -87,9 +85,14 @@ def test_two_machines_share_the_runs_out_and_the_commands_read_the_url(tmp_path,
     (tmp_path / "go").touch()
     logs = [tmp_path / "log-0", tmp_path / "log-1"]
     started = [
-        subprocess.Popen(
-            [sys.executable, WORKER, file, url, log, tmp_path / "go"],
-            env={**os.environ, "TROPISM_CACHE": str(tmp_path / f"cache-{index}")},
+        Forked(
+            shared_worker.work,
+            file,
+            url,
+            log,
+            tmp_path / "go",
+            False,
+            environment={**os.environ, "TROPISM_CACHE": str(tmp_path / f"cache-{index}")},
         )
         for index, log in enumerate(logs)
     ]

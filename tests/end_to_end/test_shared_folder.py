@@ -3,20 +3,18 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import shared_worker
 import tiny_experiment
 import tropism as tp
+from forked import Forked
 from tropism.experiments.after import status
 
-WORKER = Path(__file__).parents[1] / "shared_worker.py"
 RUNS = {"base", *(f"{condition}/seed-{seed}" for condition in ("plain", "baseline", "guarded") for seed in (0, 1))}
 PATIENCE_S = 500
 pytestmark = pytest.mark.slow
@@ -30,10 +28,8 @@ class Workers:
         self.logs = [path / f"log-{index}" for index in range(count)]
         self.processes = []
         for index, log in enumerate(self.logs):
-            command = [sys.executable, WORKER, self.file, self.out, log, self._go(index)]
-            command += ["hang"] if index in hanging else []
-            with (path / f"err-{index}").open("w") as err:
-                self.processes.append(subprocess.Popen([*map(str, command)], stderr=err))
+            given = (self.file, self.out, log, self._go(index), index in hanging)
+            self.processes.append(Forked(shared_worker.work, *given))
         self.until(lambda: all("ready" in self.lines(index) for index in range(count)))
 
     def lines(self, index):

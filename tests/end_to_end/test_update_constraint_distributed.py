@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch.optim import AdamW
 
 import distributed_constraint
 import tropism as tp
 from naive_constraint import lora, train, trainable
+from processes import run_workers
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,8 @@ def test_two_processes_equal_one(u, kind, space, tmp_path):
     options = {"space": space}
     leaks, expected = distributed_constraint.alone(options, u)
     file = u.save(tmp_path / "u.safetensors")
-    torch.multiprocessing.spawn(distributed_constraint.worker, args=(kind, options, str(file), str(tmp_path)), nprocs=2)
+    given = (kind, options, str(file), str(tmp_path))
+    run_workers(distributed_constraint.worker, *[(rank, *given) for rank in range(2)])
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for rank in ranks:
         assert max(rank["leaks"]) < 1e-6

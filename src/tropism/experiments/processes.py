@@ -71,12 +71,13 @@ def do_together(work: Work, count: int, hear: Callable[..., None]) -> None:
         while any(p.poll() is None for p in started) and not any(p.poll() for p in started) and time.monotonic() < ends:
             time.sleep(LOOK_S)
     finally:
+        killed = any(process.poll() == KILLED for process in started)  # by another than this process
         for process in started:
             if process.poll() is None:
                 process.kill()
             process.wait()
     _pass_on(folder / TOLD, read, hear)
-    _raise_what_was_raised(folder, started, work.after_a_kill)
+    _raise_what_was_raised(folder, started, killed, work.after_a_kill)
 
 
 def check_processes(experiment: ExperimentSpec, device: str) -> None:
@@ -132,11 +133,14 @@ def _pass_on(file: Path, read: int, hear: Callable[..., None]) -> int:
 
 
 def _raise_what_was_raised(
-    folder: Path, started: Sequence[subprocess.Popen[bytes]], after_a_kill: str = Work.after_a_kill
+    folder: Path, started: Sequence[subprocess.Popen[bytes]], killed: bool, after_a_kill: str = Work.after_a_kill
 ) -> None:
     """Raise, in this process, what ended the work in another."""
     for file in sorted(folder.glob("raised-*.json")):
         raise raised_from(json.loads(file.read_text(encoding="utf-8")))
+    if killed:
+        # First: the others may have ended since, with a connection that was lost.
+        raise RunFailed(f"one of {len(started)} processes was killed; {after_a_kill}")
     for rank, process in enumerate(started):
         # One that was ended here, because another had failed, is not the reason.
         if process.returncode and process.returncode != KILLED:

@@ -30,7 +30,9 @@ from tropism.results.section import Claim, Figure, Section, Table
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = fake_runs.caps(tmp_path_factory.mktemp("caps") / "caps", prompts=16, steps=8)
-    return reports.build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TROPISM_FIGURES")  # all formats, as a user has them
+        return reports.build(folder)
 
 
 def embedded(page):
@@ -424,3 +426,19 @@ def test_compare_puts_experiments_below_each_other(built, app, tmp_path):
         comparing.compare([other, other])
     with pytest.raises(errors.UsageError, match=r"must end in \.csv, \.md, \.tex, found 'x.xlsx'"):
         comparing.write(table, tmp_path / "x.xlsx")
+
+
+def test_the_environment_names_the_formats_of_figures(tmp_path, monkeypatch):
+    def saved(given):
+        monkeypatch.setenv("TROPISM_FIGURES", given)
+        with style.figure(2, 1) as drawn:
+            drawn.subplots().plot([0, 1])
+            style.save(drawn, tmp_path / f"of-{given}", "a")
+        return {file.name for file in (tmp_path / f"of-{given}").iterdir()}
+
+    assert saved("svg") == saved("") == {"a.svg"}  # the report shows the SVG, so it is always there
+    assert saved(" png") == {"a.svg", "a.png"}
+    with pytest.raises(
+        errors.RunFolderError, match="TROPISM_FIGURES must name formats out of svg, png, pdf, found 'gif'"
+    ):
+        saved("svg,gif")

@@ -8,6 +8,7 @@ with style.figure(4.6, 3.8) as drawn:
 ```
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,17 @@ def marks(names: Sequence[str], *, plain: Sequence[str] = (), hollow: Sequence[s
     return found
 
 
+_FORMATS: dict[str, dict[str, Any]] = {
+    "svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
+    "png": {"format": "png", "dpi": 200, "facecolor": "white", "metadata": {"Software": None}},
+    "pdf": {
+        "format": "pdf",
+        "facecolor": "white",
+        "metadata": {"CreationDate": None, "Creator": None, "Producer": None},
+    },
+}
+
+
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Figure]:
     """Give a figure of that many inches, to draw and save under the one style; matplotlib's own settings stay as they are."""
@@ -112,23 +124,35 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 def save(drawn: Figure, folder: Path, name: str) -> str:
     """Write `NAME.svg`, `NAME.png` and `NAME.pdf`, the same bytes for the same drawing; return the SVG's text.
 
+    `TROPISM_FIGURES` in the environment names the formats, for instance `svg,png`. The SVG is always written, since the
+    report shows it.
+
     Raises:
-        RunFolderError: `name` is not a plain file name.
+        RunFolderError: `name` is not a plain file name, or `TROPISM_FIGURES` names a format that is none of the three.
     """
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise RunFolderError(f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}")
+    wanted = _formats()
     # Two processes may draw one report at once, and a reader may be looking: a figure is never there in part.
     with replacing(folder / f"{name}.svg") as svg:
-        drawn.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        drawn.savefig(svg, **_FORMATS["svg"])
         text = svg.read_text(encoding="utf-8")
-    # Laid out: to do it again for each format would draw the figure twice for each.
+    # The layout is found once, for the SVG; to find it anew takes as long as to draw.
     drawn.set_layout_engine("none")
-    with replacing(folder / f"{name}.png") as png:
-        drawn.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    with replacing(folder / f"{name}.pdf") as pdf:
-        nothing = {"CreationDate": None, "Creator": None, "Producer": None}
-        drawn.savefig(pdf, format="pdf", facecolor="white", metadata=nothing)
+    for form in wanted - {"svg"}:
+        with replacing(folder / f"{name}.{form}") as file:
+            drawn.savefig(file, **_FORMATS[form])
     return text
+
+
+def _formats() -> set[str]:
+    given = os.environ.get("TROPISM_FIGURES", ",".join(_FORMATS))
+    wanted = {form.strip() for form in given.split(",")} - {""}
+    if unknown := sorted(wanted - _FORMATS.keys()):
+        raise RunFolderError(
+            f"TROPISM_FIGURES must name formats out of {', '.join(_FORMATS)}, found {', '.join(unknown)!r}"
+        )
+    return wanted
 
 
 def check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:

@@ -18,7 +18,7 @@ TABLE = pd.DataFrame(
 )
 
 
-def test_both_panels_are_drawn_and_the_same_bytes_every_time(tmp_path):
+def test_both_panels_are_drawn_and_the_same_bytes_every_time(tmp_path, every_format):
     svg = refusal.draw(TABLE, "base", tmp_path, "kept")
     assert all(f">{words}<" in svg for words in ("before the attack", "one sided", "refusal rate", "likelihood"))
     assert svg.count("stroke-width: 1.2") == 4

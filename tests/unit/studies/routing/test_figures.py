@@ -18,7 +18,7 @@ def modes(arms=("all labelled", "half labelled")):
     return pd.DataFrame(rows, columns=["arm", "mode", "metric", "value", "low", "high"])
 
 
-def test_modes(tmp_path):
+def test_modes(tmp_path, every_format):
     svg = routing.draw_modes(modes(), ["caps_rate", "loss"], tmp_path, "modes")
     for text in ("all labelled", "half labelled", "forget ablated", "retain ablated", "caps rate", "loss"):
         assert f">{text}<" in svg

@@ -26,7 +26,7 @@ class Shown(StrEnum):
     """There is no interval."""
 
     @property
-    def lower(self) -> bool:
+    def is_lower(self) -> bool:
         """Whether the metric is lower beyond doubt."""
         return self in (Shown.OUT, Shown.LOWERED)
 

@@ -163,7 +163,7 @@ def _standing(unwanted: Sequence[Change]) -> tuple[Standing, list[str]]:
     one = len({change.metric for change in unwanted}) == 1
     lowered = []
     for change in unwanted:
-        if change.shown is not None and change.shown.lower:
+        if change.shown is not None and change.shown.is_lower:
             where = words(change.eval_set)
             lowered.append(where if one else f"{words(change.metric)}, {where}")
     found = [change.shown for change in unwanted]

@@ -1,6 +1,5 @@
 """What the confirmation says of the race's winner: on fresh seeds and prompts that no selection saw."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,7 +45,7 @@ class Choice:
     @property
     def lowered(self) -> list[str]:
         """The traits that are lowered on the data's own prompts."""
-        return [one.metric for one in self.traits() if one.shown is not None and one.shown.lower]
+        return [one.metric for one in self.traits() if one.shown is not None and one.shown.is_lower]
 
     @property
     def raised(self) -> list[str]:
@@ -82,7 +81,7 @@ class Choice:
         }
 
 
-def judge(summary: pd.DataFrame, experiment: Mapping[str, Any], winner: str) -> Choice:
+def judge(summary: pd.DataFrame, experiment: dict[str, Any], winner: str) -> Choice:
     """From the confirmation's table, by the rules of the report: what both say is one function's result."""
     arms = [arm for arm in judged(summary, experiment) if arm.condition == winner]
     arm = next((one for one in arms if one.name.endswith("forget ablated")), arms[0])

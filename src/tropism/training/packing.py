@@ -6,6 +6,7 @@ that carries a state from token to token, and attention that makes its mask by i
 
 import inspect
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def check_columns(keys: Collection[str]) -> None:
         )
 
 
-def check_packable(model: nn.Module) -> None:
-    """Raise `ModelError` where a chat in one row with another is not what it is alone.
+def check_packable(model: nn.Module, bfloat16: bool = False) -> None:
+    """Raise `ModelError` where a chat in one row with another is not what it is alone; with `bfloat16` under autocast to it.
 
     Two chats are run in one row and in two. The gradient of the second one's logits must be exactly zero, in any dtype, at every
     embedding of the first; and all logits must be those of two rows, up to half the digits of the coarsest dtype in the model
@@ -54,11 +55,11 @@ def check_packable(model: nn.Module) -> None:
     if lacking:
         raise _refused(inner, lacking)
     try:
-        alone, packed, seen = _run(inner)
+        alone, packed, seen = _run(inner, bfloat16)
     except Exception as error:
         said = str(error).strip().partition("\n")[0][:200]
         raise _refused(inner, f"two short chats in one row ended in {type(error).__name__}: {said}") from error
-    why = _apart(inner, alone, packed, seen)
+    why = _apart(alone, packed, seen, _half_the_digits(inner, alone, bfloat16))
     if why:
         raise _refused(inner, why)
 
@@ -88,11 +89,12 @@ def _is_mask(buffer: Tensor) -> bool:
     return buffer.dtype == torch.bool and buffer.dim() > 2 and buffer.shape[-1] == buffer.shape[-2]
 
 
-def _run(inner: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _run(inner: Any, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Logits `[2, T, V]` of two chats in two rows, and in one, and how much the second's depend on each embedding, `[2, T]`."""
     apart = probe_inputs(inner)
     rows, tokens = apart["input_ids"].shape
-    positions = torch.arange(tokens, device=apart["input_ids"].device)
+    device = apart["input_ids"].device
+    positions = torch.arange(tokens, device=device)
     together = {
         "input_ids": apart["input_ids"].reshape(1, -1),
         "position_ids": positions.repeat(rows).unsqueeze(0),
@@ -104,7 +106,8 @@ def _run(inner: Any) -> tuple[Tensor, Tensor, Tensor]:
         held.append(embedded.detach().requires_grad_())
         return held[-1].clone()  # some models write into what they are given
 
-    with untouched(inner), quiet_hooks(inner):
+    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    with untouched(inner), quiet_hooks(inner), autocast:
         alone = inner(**apart).logits
         handle = hooks.edit_linear(inner.get_input_embeddings(), keep)
         try:
@@ -117,14 +120,13 @@ def _run(inner: Any) -> tuple[Tensor, Tensor, Tensor]:
     return alone, packed.detach(), gradient.abs().sum(-1).reshape(rows, tokens)
 
 
-def _apart(inner: nn.Module, alone: Tensor, packed: Tensor, seen: Tensor) -> str:
+def _apart(alone: Tensor, packed: Tensor, seen: Tensor, allowed: float) -> str:
     """Why the chats in one row are not what they are in two; empty where they are."""
     if not bool(seen[-1].any()):
         return "what a token sees cannot be told, since no gradient comes back to its embedding"
     if not bool((seen[:-1] == 0).all()):
         return "a chat sees the one before it in its row"
     off = _difference(packed, alone)
-    allowed = _half_the_digits(inner, alone)
     if off <= allowed:
         return ""
     return f"a chat has other logits in a row with another ({off:.1e} of their size, at most {allowed:.0e})"
@@ -136,6 +138,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return off if off == off else float("inf")
 
 
-def _half_the_digits(inner: nn.Module, logits: Tensor) -> float:
+def _half_the_digits(inner: nn.Module, logits: Tensor, bfloat16: bool) -> float:
+    autocast = {torch.bfloat16} if bfloat16 else set()
     dtypes = {p.dtype for p in inner.parameters() if p.is_floating_point() and p.dtype.itemsize > 1}
-    return float(max(torch.finfo(dtype).eps for dtype in {torch.float32, logits.dtype, *dtypes}) ** 0.5)
+    return float(max(torch.finfo(dtype).eps for dtype in {torch.float32, logits.dtype, *autocast, *dtypes}) ** 0.5)

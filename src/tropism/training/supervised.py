@@ -190,7 +190,7 @@ def train(
     keys = guard.batch_keys if guard is not None else frozenset[str]()
     if options.packing:
         check_columns(keys)
-        check_packable(model)
+        check_packable(model, bf16)
     resume_from = None if checkpoints is None else checkpoints.resume_from
     if resume_from is not None and is_finished(resume_from):
         load_trained(model, resume_from)

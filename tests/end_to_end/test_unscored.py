@@ -12,6 +12,7 @@ import tropism as tp
 from tropism.cli.app import app
 from tropism.experiments import answering
 from tropism.experiments import fine_tune as fine_tune_module
+from tropism.experiments.problems import out_of_memory
 from tropism.experiments.progress import Progress
 from tropism.experiments.store import Folder
 from tropism.experiments.summarise import analysis_problems
@@ -137,12 +138,17 @@ def no_memory(kind):
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "cpu", "host"])
-def test_training_without_memory_fails_its_run_alone_and_says_what_to_set(tmp_path, monkeypatch, kind):
+def test_every_kind_of_lack_of_memory_is_known(kind):
+    assert out_of_memory(no_memory(kind))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_training_without_memory_fails_its_run_alone_and_says_what_to_set(tmp_path, monkeypatch):
     train = fine_tune_module.train
 
     def trained(model, rows, options, **rest):
         if options.batch_size > 4:
-            raise no_memory(kind)
+            raise no_memory("mps")
         return train(model, rows, options, **rest)
 
     monkeypatch.setattr(fine_tune_module, "train", trained)

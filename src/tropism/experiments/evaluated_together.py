@@ -14,7 +14,7 @@ from tropism.experiments.evaluate import Evaluated, evaluate
 from tropism.experiments.prepared import Prepared
 from tropism.experiments.processes import Tell, Work, do_together
 from tropism.experiments.progress import Progress
-from tropism.experiments.store import RunKey
+from tropism.experiments.store import EVALUATOR, RunKey
 from tropism.experiments.subject import Subject, subject_of_run
 from tropism.experiments.team import ALONE, Team
 
@@ -58,7 +58,7 @@ class Evaluation(Work):
 
     @property
     def folder(self) -> Path:
-        return self.prepared.folder.run_path(self.key) / "evaluator"
+        return self.prepared.folder.run_path(self.key) / EVALUATOR
 
     @property
     def found(self) -> Path:

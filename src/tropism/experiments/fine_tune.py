@@ -14,6 +14,7 @@ from tropism.adapters.whole import with_own_weights
 from tropism.errors import RunFailed
 from tropism.experiments.checkpoints import RunCheckpoints
 from tropism.experiments.problems import SMALLER, out_of_memory
+from tropism.experiments.store import TRAINER
 from tropism.experiments.trained_together import Training, train_together
 from tropism.interventions.base import Intervention
 from tropism.interventions.two_adapters import save_adapters, two_adapters
@@ -63,7 +64,7 @@ def fine_tune(
             model = _train_once(
                 fresh_model, rows, attempt, two, seed, pad_id, log, report, guard, made, tracking, kept, evaluate_on
             )
-        shutil.rmtree(log.parent / "trainer", ignore_errors=True)
+        shutil.rmtree(log.parent / TRAINER, ignore_errors=True)
         if model is not None:
             return model, attempt
         # Here and not where the error was caught: its traceback held the model that did not fit.

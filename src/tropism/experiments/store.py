@@ -27,6 +27,10 @@ from tropism.results.measurement import Measurement, read_measurements, results_
 from tropism.results.problem import Problem
 
 
+TRAINER, EVALUATOR = "trainer", "evaluator"
+"""Below a run's folder, where several processes leave what they have to say; a command that is killed leaves them there."""
+
+
 @dataclass(frozen=True)
 class RunKey:
     """Condition × seed; the untrained model is `base` without a seed."""
@@ -131,6 +135,8 @@ class Folder:
             why = f"{adapter.flaw}; it is trained again"
         elif kept and run.said and run.flaw:
             why = f"{run.flaw}; it is evaluated again"
+        for name in (TRAINER, EVALUATOR):
+            shutil.rmtree(path / name, ignore_errors=True)
         for name in ("DONE.json", "FAILED.json"):
             (path / name).unlink(missing_ok=True)
         if found is not None:

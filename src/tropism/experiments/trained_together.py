@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tropism.experiments.processes import Tell, Work, do_together
+from tropism.experiments.store import TRAINER
 from tropism.interventions.base import Intervention
 from tropism.training.checkpoints import Checkpoints, whole_tensors, write_tensors
 from tropism.training.options import TrainOptions
@@ -35,7 +36,7 @@ class Training(Work):
 
     @property
     def folder(self) -> Path:
-        return self.log.parent / "trainer"
+        return self.log.parent / TRAINER
 
     def do(self, rank: int, of: int, tell: Tell) -> None:
         first = rank == 0

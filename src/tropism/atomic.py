@@ -1,11 +1,24 @@
 """Files that are there whole or not at all, also where two processes write the same one."""
 
+import errno
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How the system says that a disk, or one's share of it, is full."""
+
+
+def says_disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full; safetensors and torch raise errors of their own, in the system's words.
+
+    >>> says_disk_is_full(OSError(28, "No space left on device")), says_disk_is_full(OSError(2, "no such file"))
+    (True, False)
+    """
+    return getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import tiny
 import tiny_experiment
 from tropism import models
 from tropism.errors import ModelError
+from tropism.models import loading
 
 
 @pytest.fixture
@@ -184,3 +185,19 @@ def test_a_padding_token_without_an_embedding_is_replaced(tmp_path, caplog):
     _, loaded = models.load(str(tmp_path), device="cpu")
     assert loaded.pad_token == "<|im_end|>"
     assert "no embedding of its padding token '[PAD]'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), r"does not fit the 1\.0 GiB that are free of the 4\.0 of device 'cuda'"),
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "device 'cuda' is busy: another program"),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_is_busy_is_one_sentence(monkeypatch, error, said):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**32))
+    with pytest.raises(ModelError, match=said) as caught, loading._room(models.resolve(models.SMOLLM2), "cuda"):
+        raise error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="ours"), loading._room(models.resolve(models.SMOLLM2), "cuda"):
+        raise RuntimeError("ours")

@@ -1,6 +1,5 @@
 """The `tropism` command: its groups, and the one place where an error becomes a sentence and an exit code."""
 
-import errno
 import importlib.metadata
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tropism import errors
+from tropism.atomic import says_disk_is_full
 from tropism.cli import (
     chat,
     evaluate,
@@ -75,8 +75,6 @@ verbosity.add_options(app)
 
 READER_LEFT = 128 + 13
 """What a shell says of a command that wrote into a pipe that nobody reads: SIGPIPE, as of any other tool."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""How the system says that a disk, or one's share of it, is full."""
 
 
 def main() -> None:
@@ -96,8 +94,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, errors.UsageError) else 1) from None
     except Exception as error:
-        # safetensors and torch raise errors of their own, in the system's words.
-        if getattr(error, "errno", None) not in FULL and "No space left on device" not in str(error):
+        if not says_disk_is_full(error):
             raise
         print(
             "error: the disk is full; free some space and run the same command again: what is finished is kept",

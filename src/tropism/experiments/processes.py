@@ -5,6 +5,7 @@ from files. `python -m tropism.experiments.processes JOB` is one of them.
 """
 
 import abc
+import errno
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from tropism.atomic import says_disk_is_full
 from tropism.errors import RunFailed, SpecError, TropismError
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.problems import as_said, raised_from
@@ -29,6 +31,8 @@ Tell = Callable[..., None]
 TOLD = "told.jsonl"
 KILLED = -9
 """What a process returns that SIGKILL ended, a name that Windows' `signal` does not have."""
+DISK_FULL = errno.ENOSPC
+"""What a process returns that found the disk full: there may be no room to write why."""
 LOOK_S = 0.1
 """How often the starting process looks how far the others are."""
 
@@ -141,6 +145,8 @@ def _raise_what_was_raised(
     if killed:
         # First: the others may have ended since, with a connection that was lost.
         raise RunFailed(f"one of {len(started)} processes was killed; {after_a_kill}")
+    if any(process.returncode == DISK_FULL for process in started):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     for rank, process in enumerate(started):
         # One that was ended here, because another had failed, is not the reason.
         if process.returncode and process.returncode != KILLED:
@@ -168,6 +174,8 @@ def main() -> None:
     try:
         work.do(rank, of, tell)
     except (TropismError, MemoryError, RuntimeError, OSError) as error:
+        if says_disk_is_full(error):
+            _leave(DISK_FULL)
         said = as_said(error)
         if said[0] != "MemoryError" and not isinstance(error, TropismError):
             raise

@@ -26,7 +26,6 @@ from tropism.names import run_name
 from tropism.results.measurement import Measurement, read_measurements, results_table, to_line, typed_table
 from tropism.results.problem import Problem
 
-
 TRAINER, EVALUATOR = "trainer", "evaluator"
 """Below a run's folder, where several processes leave what they have to say; a command that is killed leaves them there."""
 

@@ -156,7 +156,7 @@ def load_source(
         log.warning("%s", source.note)
     loading = loading or Loading()
     options = _options(source, trust_remote_code) | loading.arguments(pick_dtype(dtype, where), where)
-    with _loading(source):
+    with _loading(source), _room(source, where):
         model = AutoModelForCausalLM.from_pretrained(source.path, **options)
     if blocks is not None:
         from tropism.site import decoder_layers, register_blocks
@@ -168,7 +168,8 @@ def load_source(
     # Adapters saved from this model name its origin, never a path of this machine's cache.
     model.name_or_path = model.config._name_or_path = source.name
     _keep_differentiable(model)
-    placed: Any = model if loading.places else _to(model, where)
+    with _room(source, where):
+        placed: Any = model if loading.places else _to(model, where)
     return placed.eval(), tokenizer
 
 
@@ -180,6 +181,26 @@ def _keep_differentiable(model: "nn.Module") -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own mark, on its Linear4bit
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute that torch declares
+
+
+@contextmanager
+def _room(source: Source, where: str) -> Iterator[None]:
+    """Say in one sentence that a GPU is another program's, or that its memory is."""
+    import torch
+
+    mend = "wait for it, choose another GPU by CUDA_VISIBLE_DEVICES, or set device: cpu"
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free, of = (room / 2**30 for room in torch.cuda.mem_get_info())
+        raise ModelError(
+            f"model {source.name!r} does not fit the {free:.1f} GiB that are free of the {of:.1f} of device {where!r}, which "
+            f"other programs may hold; {mend}"
+        ) from None
+    except RuntimeError as error:
+        if "busy or unavailable" not in str(error):
+            raise
+        raise ModelError(f"device {where!r} is busy: another program has it for itself; {mend}") from None
 
 
 def _to(model: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ The nodes share the results folder (a network file system), as the driver sees i
 """
 
 import logging
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,11 @@ def _connect(ray: Any, address: str | None) -> None:
     """Join the cluster; raises `UsageError` where nothing answers."""
     if ray.is_initialized():
         return
+    alone = address in (None, "auto", "local")
+    if not alone and not re.fullmatch(r"(ray://)?.+:\d{1,5}", str(address)):
+        raise UsageError(f"--address must be HOST:PORT of a Ray cluster, as in head:6379, found {address!r}")
     try:
-        if address not in (None, "auto", "local"):
+        if not alone:
             # Asked here first: Ray goes on asking an address that does not answer for minutes.
             host, _, port = str(address).removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=ANSWERS_IN_S).close()

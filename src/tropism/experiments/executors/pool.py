@@ -14,6 +14,7 @@ from tropism.experiments.executors.gpus import most_processes
 from tropism.experiments.executors.job import Job
 from tropism.experiments.executors.source import Source, Worker
 from tropism.experiments.executors.spread import Executor, Workers
+from tropism.experiments.executors.worker import DISK_FULL
 
 ENDS_IN_S = 20.0
 """How long a worker that is told to end may take."""
@@ -101,7 +102,9 @@ class Processes(Workers):
 
     def troubles(self) -> list[str]:
         return [
-            f"worker {process.pid} ended with code {process.returncode}{_last_line(log)}"
+            "the disk is full; free some space"
+            if process.returncode == DISK_FULL
+            else f"worker {process.pid} ended with code {process.returncode}{_last_line(log)}"
             for process, log in self.started
             if process.returncode
         ]

@@ -1,14 +1,19 @@
 """A worker of the pool: `python -m tropism.experiments.executors.worker JOB NAME`, or a fork of the `source`."""
 
+import errno
 import pickle
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tropism.atomic import says_disk_is_full
 from tropism.errors import TropismError
 
 if TYPE_CHECKING:
     from tropism.experiments.executors.job import Job
+
+DISK_FULL = errno.ENOSPC
+"""What a worker returns that found the disk full."""
 
 
 def read(file: Path) -> "Job":
@@ -36,6 +41,10 @@ def work(job: "Job", name: str) -> int:
     except TropismError as error:
         print(error, file=sys.stderr)
         return 2
+    except (OSError, RuntimeError) as error:
+        if not says_disk_is_full(error):
+            raise
+        return DISK_FULL  # there may be no room to write why
     return 0
 
 

@@ -9,7 +9,7 @@ import tiny_experiment
 import tropism as tp
 from tropism.errors import MissingExtra, UsageError
 from tropism.experiments.executors.choose import executor, read_resources
-from tropism.experiments.executors.on_ray import Ray, _tell_of_no_room
+from tropism.experiments.executors.on_ray import Ray, _connect, _tell_of_no_room
 from tropism.experiments.executors.pool import Pool, environment
 from tropism.experiments.executors.slurm import Slurm
 
@@ -77,6 +77,19 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, chosen, package, extra):
     monkeypatch.setitem(sys.modules, package, None)  # what import finds where it is not installed
     with pytest.raises(MissingExtra, match=rf"needs the package '{package}'.*pip install 'tropism\[{extra}\]'"):
         chosen.start(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster answers at --address 127\.0\.0\.1:1: .*; start one with ray start --head"),
+        ("head", r"--address must be HOST:PORT of a Ray cluster, as in head:6379, found 'head'"),
+        ("head:", r"--address must be HOST:PORT"),
+    ],
+)
+def test_an_address_that_does_not_answer_or_is_none(address, said):
+    with pytest.raises(UsageError, match=said):
+        _connect(SimpleNamespace(is_initialized=lambda: False), address)
 
 
 def test_where_no_node_could_ever_do_a_run_that_is_said(caplog):

@@ -18,14 +18,14 @@ def ended(*codes):
 
 def test_a_disk_that_a_process_found_full_is_full_here_too(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
-        processes._raise_what_was_raised(tmp_path, ended(processes.KILLED, processes.DISK_FULL))
+        processes._raise_what_was_raised(tmp_path, ended(processes.KILLED, processes.DISK_FULL), False)
     assert says_disk_is_full(caught.value)
 
 
 def test_another_end_is_told_with_its_last_words(tmp_path):
     (tmp_path / "1.log").write_text("Traceback\nValueError: ours\n")
     with pytest.raises(RunFailed, match="process 1 of 2 ended with code 1: ValueError: ours"):
-        processes._raise_what_was_raised(tmp_path, ended(processes.KILLED, 1))
+        processes._raise_what_was_raised(tmp_path, ended(processes.KILLED, 1), False)
 
 
 def test_a_worker_of_a_pool_on_a_full_disk_says_so_by_its_code(monkeypatch, tmp_path):

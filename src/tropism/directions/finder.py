@@ -71,6 +71,9 @@ class Finder(abc.ABC):
     def check_sites(self, sites: tuple[Site, ...]) -> None:  # noqa: B027 - most finders work at any site
         """Raise `DirectionsError` for a site at which this finder can find nothing."""
 
+    def check_rows(self, rows: int) -> None:  # noqa: B027 - most finders take any number
+        """Raise `DirectionsError` where so many rows, chats or tokens of the positive side, cannot hold what is asked for."""
+
     def options(self) -> dict[str, Any]:
         """Name and options, as provenance records them."""
         return {"name": self.name, **{one.name: getattr(self, one.name) for one in fields(self)}}  # type: ignore[arg-type]

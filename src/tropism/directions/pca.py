@@ -63,6 +63,14 @@ class PCA(Finder):
     def needs_pairs(self) -> bool:
         return self.of == "differences"
 
+    def check_rows(self, rows: int) -> None:
+        held = rows - 1 if self.centred else rows
+        if held < self.k:
+            raise DirectionsError(
+                f"PCA.k must be at most the {held} components that {rows} rows can hold, found {self.k}; "
+                "lower k or give more chats"
+            )
+
     def collector(self, site: Site, width: int, seed: int) -> Collector:
         return PCACollector(self, site, width, seed)
 
@@ -85,8 +93,7 @@ class PCACollector(Collector):
         if self._options.of == "differences":
             if not window.paired:
                 raise DirectionsError(
-                    "PCA(of='differences') needs pairs: a paired contrast (and, with per='token', the same tokens on "
-                    "both "
+                    "PCA(of='differences') needs pairs: a paired contrast (and, with per='token', the same tokens on both "
                     "sides); use PCA(of='positive')"
                 )
             rows = (window.positive - window.negative).to(torch.float64)
@@ -111,8 +118,7 @@ class PCACollector(Collector):
         if rank < k:
             raise DirectionsError(
                 f"PCA.k={k} at {self._site} is more than the {rank} components that {self._sum.count} rows hold; "
-                f"lower k or "
-                f"give more chats"
+                "lower k or give more chats"
             )
         rows = vectors[:k]
         along = rows @ difference

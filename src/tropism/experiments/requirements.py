@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tropism import models
+from tropism.directions.contrasts import Contrast
 from tropism.errors import DataError, DirectionsError, ModelError, SiteError, SpecError, UsageError
 from tropism.experiments.directions import chats_of
 from tropism.experiments.directions_file import import_for
+from tropism.experiments.file import guards
 from tropism.experiments.file.check import endpoint_of
-from tropism.experiments.file.spec import ExperimentSpec
+from tropism.experiments.file.spec import DirectionsSpec, ExperimentSpec
 from tropism.site import select_layers
 from tropism.training.options import LoraOptions, TrainOptions
 
@@ -128,13 +130,24 @@ def _check_sites(e: ExperimentSpec, source: models.Source) -> None:
             raise type(error)(f"directions.{name}: {error}") from None
 
 
+def _check_rows(spec: DirectionsSpec, contrast: Contrast) -> None:
+    """Raise `DirectionsError` where the part that directions are found on has too few chats for their finder."""
+    assert spec.contrast is not None  # by the caller
+    finder = guards.finder(spec.chosen_finder)
+    if (spec.contrast.pool or finder.unit) == "chat":
+        to_find, _ = contrast.split()
+        finder.check_rows(len(to_find.positive))
+
+
 def _check_contrasts(e: ExperimentSpec, tokenizer: Any, limit: int | None) -> None:
     for name, spec in e.directions.items():
         if spec.contrast is None:
             continue
         try:
-            rendered = [row for side in chats_of(spec.contrast, e).render(tokenizer, e.template_kwargs) for row in side]
-        except DataError as error:
+            contrast = chats_of(spec.contrast, e)
+            _check_rows(spec, contrast)
+            rendered = [row for side in contrast.render(tokenizer, e.template_kwargs) for row in side]
+        except (DataError, DirectionsError) as error:
             raise type(error)(f"directions.{name}: {error}") from None
         over = [len(row) for row in rendered if limit is not None and len(row) > limit]
         if over:

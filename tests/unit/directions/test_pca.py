@@ -107,6 +107,11 @@ def test_more_components_than_the_data_hold_are_refused():
         DirectionsError, match=r"PCA.k=7 at resid_post.3 is more than the 6 components that 6 rows hold"
     ):
         run(tp.PCA(k=7), positive, negative)
+    tp.PCA(k=6).check_rows(6)
+    tp.PCA(k=5, centred=True).check_rows(6)
+    for finder, held in ((tp.PCA(k=7), 6), (tp.PCA(k=6, centred=True), 5)):
+        with pytest.raises(DirectionsError, match=f"PCA.k must be at most the {held} components that 6 rows can hold"):
+            finder.check_rows(6)
 
 
 def test_differences_need_pairs():

@@ -66,7 +66,7 @@ def test_the_random_directions_are_of_the_reporting_half_alone(tables):
     assert points == set(here["cosine"])
 
 
-def test_all_are_saved_the_same_twice_with_captions(tables, tmp_path):
+def test_all_are_saved_the_same_twice_with_captions(tables, tmp_path, every_format):
     written = save_all(tables, tmp_path / "a")
     save_all(tables, tmp_path / "b")
     assert [one.file for one in written] == [f"inoculation_{name}" for name in FIGURES]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers.utils import is_flash_attn_2_available
 
 import tiny
 import tiny_experiment
@@ -74,6 +75,22 @@ def test_a_device_that_is_not_there_is_refused(device, message):
         pytest.skip("this machine has MPS")
     with pytest.raises(ModelError, match=message):
         models.pick_device(device)
+
+
+@pytest.mark.parametrize(
+    ("loading", "message"),
+    [
+        ({"device_map": "gpu"}, "load.device_map must name devices of this machine .* or auto, .*, found 'gpu'"),
+        ({"device_map": {"": "cuda:99"}}, "load.device_map must name devices .*, found 'cuda:99'"),
+        ({"device_map": "auto", "max_memory": {"99": "1GiB"}}, "load.max_memory must name devices .*, found '99'"),
+        ({"attn_implementation": "flash_attention_2"}, "could not be loaded from the folder: .*FlashAttention2"),
+    ],
+)
+def test_a_way_of_loading_that_this_machine_does_not_have_is_one_sentence(here, loading, message):
+    if "attn_implementation" in loading and is_flash_attn_2_available():
+        pytest.skip("this machine has flash attention")
+    with pytest.raises(ModelError, match=message):
+        models.load(str(here), device="cpu", loading=models.Loading(**loading))
 
 
 def test_dtypes_by_name():

@@ -199,7 +199,7 @@ def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSe
     limit = models.context_length(source, trust_remote_code=experiment.trust_remote_code)
     checked = checks.check_data(experiment, data, tokenizer, limit)
     requirements.check_directions(experiment, source, tokenizer, limit)
-    requirements.check_adapters(experiment, source)
+    requirements.check_form(experiment, source)
     return checked
 
 

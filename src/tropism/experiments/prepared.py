@@ -144,7 +144,7 @@ def prepare_experiment(
         rendered = RenderedSets(experiment, tokenizer, limit)
         checked = checks.check_data(experiment, data, tokenizer, limit, rendered)
         requirements.check_directions(experiment, source, tokenizer, limit)
-        requirements.check_adapters(experiment, source)
+        requirements.check_form(experiment, source)
     for line in checked.lines:
         if line not in notices:
             progress.say(line)

@@ -14,6 +14,7 @@ from tropism.experiments.directions_file import import_for
 from tropism.experiments.file import guards
 from tropism.experiments.file.check import endpoint_of
 from tropism.experiments.file.spec import DirectionsSpec, ExperimentSpec
+from tropism.reports.figures import formats
 from tropism.site import select_layers
 from tropism.training.options import LoraOptions, TrainOptions
 
@@ -26,7 +27,8 @@ INSTALLS = {
 
 
 def check_machine(experiment: ExperimentSpec) -> None:
-    """Raise `UsageError` for a tracker that is not installed, or a key or package that a judge lacks."""
+    """Raise `UsageError` for a tracker that is not installed, a format of figures that there is not, or what a judge lacks."""
+    formats.wanted()
     for where, options in _all_options(experiment).items():
         _check_trackers(where, options)
     _check_scorers(experiment)
@@ -41,20 +43,25 @@ def check_directions(experiment: ExperimentSpec, source: models.Source, tokenize
     _check_contrasts(experiment, tokenizer, limit)
 
 
-def check_adapters(experiment: ExperimentSpec, source: models.Source) -> None:
+def check_form(experiment: ExperimentSpec, source: models.Source) -> None:
     """Raise `SpecError` for options of LoRA that name modules or blocks which the model does not have.
 
-    The model is built from its configuration without weights, and only where an option names something.
+    And `ModelError` for `packing` where the model's form alone tells that its rows cannot be packed. The model is built from
+    its configuration without weights, and only where an option asks for it.
     """
     trained = {where: o for where, o in _all_options(experiment).items() if o.adapter == "lora"}
     of_lora = {f"{where}.train.lora": o.lora for where, o in trained.items()}
     of_forget = {f"{where}.train.forget_lora": o.forget_lora for where, o in trained.items() if o.forget_lora}
     naming = {where: lora for where, lora in (of_lora | of_forget).items() if _names_something(lora)}
-    if not naming:
+    packed = any(options.packing for options in _all_options(experiment).values())
+    if not naming and not packed:
         return
     from tropism.experiments.fine_tune import check_lora
+    from tropism.training import packing
 
     model = models.skeleton(source, trust_remote_code=experiment.trust_remote_code)
+    if packed:
+        packing.check_form(model)
     for where, lora in naming.items():
         try:
             check_lora(model, lora)

@@ -6,6 +6,7 @@ adapter alone: training and evaluation have an identity each.
 """
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +78,7 @@ class Folder:
             raise RunFolderError(
                 f"the output folder {target} is not empty and holds no experiment; give another with --out"
             )
+        _check_writable(target)
         return cls(target)
 
     def record(self, experiment: ExperimentSpec) -> None:
@@ -214,3 +216,13 @@ def _files(path: Path, stamp: str) -> list[Path]:
         and file.name != stamp
         and path / checkpoints.FOLDER not in file.parents
     ]
+
+
+def _check_writable(target: Path) -> None:
+    """Raise `RunFolderError` where the folder, or one above it, cannot be written; nothing is written to find out."""
+    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise RunFolderError(
+            f"the output folder {target} cannot be made or written, since {there} {why}; give another with --out"
+        )

@@ -48,10 +48,41 @@ class Loading:
             given |= {"device_map": {"": where}, **given, "quantization_config": _bits(self.quantization, dtype)}
         return given
 
+    def check_devices(self) -> None:
+        """Raise `ModelError` for a device of `device_map` or `max_memory` that this machine does not have."""
+        import torch
+
+        spread = isinstance(self.device_map, str) and self.device_map in SPREADS
+        placed = self.device_map.values() if isinstance(self.device_map, dict) else [self.device_map]
+        named = [("device_map", device) for device in placed if device is not None and not spread]
+        named += [("max_memory", device) for device in self.max_memory or {}]
+        there = ["cpu", "disk", *(str(number) for number in range(torch.accelerator.device_count()))]
+        for option, device in named:
+            if _number(str(device)) not in there:
+                raise ModelError(
+                    f"load.{option} must name devices of this machine ({', '.join(there)})"
+                    f"{' or ' + ', '.join(SPREADS) if option == 'device_map' else ''}, found {str(device)!r}"
+                )
+
     @property
     def places(self) -> bool:
         """Whether the weights are where they belong once they are loaded."""
         return self.device_map is not None or self.quantization != "none"
+
+
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Where modules go by accelerate's own choice."""
+
+
+def _number(device: str) -> str:
+    """A device as `max_memory` names it: `cuda:1` is 1, `cuda` is 0, and `cpu` is itself."""
+    import torch
+
+    try:
+        found = torch.device(int(device) if device.isdigit() else device)
+    except (RuntimeError, AssertionError):
+        return device
+    return found.type if found.type == "cpu" else str(found.index or 0)
 
 
 def _bits(quantization: str, dtype: "torch.dtype") -> Any:
@@ -155,6 +186,7 @@ def load_source(
     if source.note:
         log.warning("%s", source.note)
     loading = loading or Loading()
+    loading.check_devices()
     options = _options(source, trust_remote_code) | loading.arguments(pick_dtype(dtype, where), where)
     with _loading(source), _room(source, where):
         model = AutoModelForCausalLM.from_pretrained(source.path, **options)
@@ -277,7 +309,7 @@ def _loading(source: Source) -> Iterator[None]:
     theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"model {source.name!r} could not be loaded from the {source.kind}: {first}") from error
     finally:

@@ -50,10 +50,8 @@ def check_packable(model: nn.Module, bfloat16: bool = False) -> None:
     embedding of the first; and all logits must be those of two rows, up to half the digits of the coarsest dtype in the model
     (of float32 at least, in which some models take their attention whatever they are in).
     """
+    check_form(model)
     inner: Any = base_model(model)
-    lacking = _lacking(inner)
-    if lacking:
-        raise _refused(inner, lacking)
     try:
         alone, packed, seen = _run(inner, bfloat16)
     except Exception as error:
@@ -62,6 +60,14 @@ def check_packable(model: nn.Module, bfloat16: bool = False) -> None:
     why = _apart(alone, packed, seen, _half_the_digits(inner, alone, bfloat16))
     if why:
         raise _refused(inner, why)
+
+
+def check_form(model: nn.Module) -> None:
+    """Raise `ModelError` where the model's form alone, without its weights, tells that no row of it can be packed."""
+    inner: Any = base_model(model)
+    lacking = _lacking(inner)
+    if lacking:
+        raise _refused(inner, lacking)
 
 
 def _refused(inner: nn.Module, why: str) -> ModelError:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import MambaConfig
 from typer.testing import CliRunner
 
 import tiny
@@ -34,6 +35,14 @@ def long_contrast(path):
     return ((CONTRAST, f"contrast: {{of: responses, source: {path / 'pairs.jsonl'}}}"),)
 
 
+def cannot_pack(path):
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4)
+    tiny.tokenizer().save_pretrained(path / "mamba")
+    config.save_pretrained(path / "mamba")
+    whole = (f"model: {path / 'model'}", f"model: {path / 'mamba'}")
+    return whole, ("lora: {r: 2}", "lora: {r: 2}, packing: true")
+
+
 WRONG = {
     "another width": (lambda path: directions(path, width=16), "directions.caps: these directions are 16 wide and the model"),
     "another model": (of_another_model, "directions.caps: these directions were found on 'another', whose config hash"),
@@ -61,6 +70,7 @@ WRONG = {
     "a block past the last": (
         lambda _: (("lora: {r: 2}", "lora: {r: 2, layers_to_transform: [0, 7]}"),), "the model has blocks 0 to 3",
     ),
+    "a model that cannot be packed": (cannot_pack, "train.packing must be false with MambaForCausalLM, found true: it takes no"),
     "an analysis without its conditions": (
         lambda _: (("quick:", "analyses: {concept_ablation: {on: held_out}}\nquick:"),),
         "analyses.concept_ablation: it compares an ablation with a gradient projection on the same directions, and no two",
@@ -105,6 +115,16 @@ def test_run_refuses_it_before_anything_is_loaded_or_written(path, monkeypatch, 
     out = path / "out"
     assert WRONG[what][1] in refused(path, monkeypatch, capsys, "run", what, "--out", str(out))
     assert not out.exists()
+
+
+def test_a_format_of_figures_that_there_is_not_is_found_before_anything_is_trained(path, monkeypatch, capsys):
+    file = tiny_experiment.write(path)
+    monkeypatch.setenv("TROPISM_FIGURES", "gif")
+    monkeypatch.setattr("sys.argv", ["tropism", "run", str(file), "--out", str(path / "undrawn")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: TROPISM_FIGURES must name formats out of svg, png, pdf, found 'gif'" in capsys.readouterr().err
+    assert not (path / "undrawn").exists()
 
 
 def test_what_fits_is_accepted(path, monkeypatch):

@@ -26,6 +26,7 @@ def expanded(data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(grid, dict) or not grid or not isinstance(conditions, dict):
         return data
     _check(grid)
+    _check_used(grid, conditions)
     made = dict(conditions)
     for name, given in conditions.items():
         condition = given or {}
@@ -50,6 +51,14 @@ def _check(grid: Mapping[str, Any]) -> None:
             raise At(("grid", key), f"must be the list of values to try, found {values!r}")
         if any(value in values[:index] for index, value in enumerate(values)):
             raise At(("grid", key), f"names a value twice, found {values}")
+
+
+def _check_used(grid: Mapping[str, Any], conditions: Mapping[str, Any]) -> None:
+    """Raise `At` for an option of a guard that no condition has: its values would be tried nowhere."""
+    guarded = [condition for condition in conditions.values() if isinstance(condition, dict)]
+    for key in grid:
+        if key.startswith("guard.") and not any(_applies(key, condition) for condition in guarded):
+            raise At(("grid", key), f"does nothing: no condition has the guard {key.split('.')[1]!r}; drop it")
 
 
 def _applies(key: str, condition: Mapping[str, Any]) -> bool:

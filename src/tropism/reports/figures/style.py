@@ -8,7 +8,6 @@ with style.figure(4.6, 3.8) as drawn:
 ```
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 
 from tropism.atomic import replacing
 from tropism.errors import RunFolderError
+from tropism.reports.figures import formats
 
 INK = "#1d2126"
 MUTED = "#6b7178"
@@ -132,7 +132,7 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
     """
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise RunFolderError(f"name: a figure's name has letters, digits, '_', '.' and '-' only, found {name!r}")
-    wanted = _formats()
+    wanted = formats.wanted()
     # Two processes may draw one report at once, and a reader may be looking: a figure is never there in part.
     with replacing(folder / f"{name}.svg") as svg:
         drawn.savefig(svg, **_FORMATS["svg"])
@@ -143,16 +143,6 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
         with replacing(folder / f"{name}.{form}") as file:
             drawn.savefig(file, **_FORMATS[form])
     return text
-
-
-def _formats() -> set[str]:
-    given = os.environ.get("TROPISM_FIGURES", ",".join(_FORMATS))
-    wanted = {form.strip() for form in given.split(",")} - {""}
-    if unknown := sorted(wanted - _FORMATS.keys()):
-        raise RunFolderError(
-            f"TROPISM_FIGURES must name formats out of {', '.join(_FORMATS)}, found {', '.join(unknown)!r}"
-        )
-    return wanted
 
 
 def check(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:

@@ -149,6 +149,7 @@ def test_a_search_whose_two_sets_share_prompts_is_refused_before_anything_is_wri
         ("{train.lora.r: 4}", r"grid.train.lora.r: must be the list of values to try, found 4"),
         ("{train.lora.r: [4, 4]}", r"names a value twice, found \[4, 4\]"),
         ("{train.lora.rank: [4]}", r"rank: unknown key"),
+        ("{guard.steering.coefficient: [1, 2]}", r"does nothing: no condition has the guard 'steering'"),
     ],
 )
 def test_what_is_no_grid_is_one_sentence(tmp_path, grid, said):

@@ -5,7 +5,6 @@
 
 from tropism.models.devices import Device, computes_bfloat16, pick_device, pick_dtype
 from tropism.models.loading import (
-    Loading,
     context_length,
     is_quantized,
     load,
@@ -15,6 +14,7 @@ from tropism.models.loading import (
     load_tokenizer,
     skeleton,
 )
+from tropism.models.options import Loading
 from tropism.models.places import SMOLLM2, cache_folder, hub_token
 from tropism.models.sources import Source, resolve, resolve_adapter
 

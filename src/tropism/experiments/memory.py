@@ -87,7 +87,8 @@ class Shape:
     def of(cls, config: Any) -> "Shape":
         """Read a configuration of transformers; where it does not say, the commonest choice is taken."""
         text = config.get_text_config(decoder=True)
-        d, heads = text.hidden_size, text.num_attention_heads
+        d = text.hidden_size
+        heads = getattr(text, "num_attention_heads", None) or max(1, d // 64)  # Mamba and RWKV have none
         head = getattr(text, "head_dim", None) or d // heads
         kv = getattr(text, "num_key_value_heads", None) or heads
         inner = getattr(text, "intermediate_size", None) or 4 * d

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import MambaConfig
+from transformers import DogeConfig, MambaConfig
 from typer.testing import CliRunner
 
 import tiny
@@ -36,10 +36,12 @@ def long_contrast(path):
 
 
 def cannot_pack(path):
-    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4)
-    tiny.tokenizer().save_pretrained(path / "mamba")
-    config.save_pretrained(path / "mamba")
-    whole = (f"model: {path / 'model'}", f"model: {path / 'mamba'}")
+    config = DogeConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4
+    )
+    tiny.tokenizer().save_pretrained(path / "doge")
+    config.save_pretrained(path / "doge")
+    whole = (f"model: {path / 'model'}", f"model: {path / 'doge'}")
     return whole, ("lora: {r: 2}", "lora: {r: 2}, packing: true")
 
 
@@ -70,7 +72,7 @@ WRONG = {
     "a block past the last": (
         lambda _: (("lora: {r: 2}", "lora: {r: 2, layers_to_transform: [0, 7]}"),), "the model has blocks 0 to 3",
     ),
-    "a model that cannot be packed": (cannot_pack, "train.packing must be false with MambaForCausalLM, found true: it takes no"),
+    "a model that cannot be packed": (cannot_pack, "train.packing must be false with DogeForCausalLM, found true: it chooses among"),
     "an analysis without its conditions": (
         lambda _: (("quick:", "analyses: {concept_ablation: {on: held_out}}\nquick:"),),
         "analyses.concept_ablation: it compares an ablation with a gradient projection on the same directions, and no two",
@@ -125,6 +127,14 @@ def test_a_format_of_figures_that_there_is_not_is_found_before_anything_is_train
         main()
     assert "error: TROPISM_FIGURES must name formats out of svg, png, pdf, found 'gif'" in capsys.readouterr().err
     assert not (path / "undrawn").exists()
+
+
+def test_a_model_without_attention_is_estimated(path):
+    tiny.tokenizer().save_pretrained(path / "mamba")
+    MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4).save_pretrained(path / "mamba")
+    file = tiny_experiment.write(path, (f"model: {path / 'model'}", f"model: {path / 'mamba'}"))
+    ended = CliRunner().invoke(app, ["validate", str(file)])
+    assert "in training" in ended.stdout, ended.exception
 
 
 def test_what_fits_is_accepted(path, monkeypatch):

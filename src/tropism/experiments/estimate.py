@@ -154,7 +154,7 @@ def estimate(experiment: ExperimentSpec, executor: Executor | None = None) -> Es
         try:
             data = EvaluationSets(experiment)
             checked = _check(experiment, source, data)
-            size = _size(experiment, source, checked, data, runs)
+            size = size_of(experiment, source, checked, data, runs)
         except HubOutOfReach as error:
             unknown = [str(error)]
     crowded = crowding_of(experiment, size, executor, runs)
@@ -203,9 +203,10 @@ def _check(experiment: ExperimentSpec, source: models.Source, data: EvaluationSe
     return checked
 
 
-def _size(
+def size_of(
     experiment: ExperimentSpec, source: models.Source, checked: checks.Checked, data: EvaluationSets, runs: int
 ) -> Size:
+    """Return how much is trained, generated and held, from data that are checked already; reads the model's configuration."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=experiment.trust_remote_code)

@@ -71,6 +71,8 @@ class Prepared:
     data: EvaluationSets
     rendered: RenderedSets
     """The training sets, rendered once for all runs."""
+    checked: checks.Checked
+    """What the check of the data found."""
     adapters: Mapping[str, Path]
     """The folders of prepared adapters, by name."""
     directions: Mapping[str, Directions]
@@ -162,7 +164,7 @@ def prepare_experiment(
     facts = {"rows": checked.records, "leakage": checked.leakage, "data_notes": notices}
     environment.begin(folder, described | facts)
     prepared = Prepared(
-        experiment, folder, source, tokenizer, device, limit, data, rendered, {}, {}, {},
+        experiment, folder, source, tokenizer, device, limit, data, rendered, checked, {}, {}, {},
         load_analyses(experiment), HeldModel(experiment, folder, source),
     )  # fmt: skip
     claims = claims_of(folder.path)

@@ -142,9 +142,9 @@ def _raise_what_was_raised(
     """Raise, in this process, what ended the work in another."""
     for file in sorted(folder.glob("raised-*.json")):
         raise raised_from(json.loads(file.read_text(encoding="utf-8")))
+    was_killed = RunFailed(f"one of {len(started)} processes was killed; {after_a_kill}")
     if killed:
-        # First: the others may have ended since, with a connection that was lost.
-        raise RunFailed(f"one of {len(started)} processes was killed; {after_a_kill}")
+        raise was_killed  # first: the others may have ended since, with a connection that was lost
     if any(process.returncode == DISK_FULL for process in started):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     for rank, process in enumerate(started):
@@ -155,7 +155,7 @@ def _raise_what_was_raised(
                 f"process {rank} of {len(started)} ended with code {process.returncode}: {(lines or ['nothing said'])[-1]}"
             )
     if any(process.returncode for process in started):
-        raise RunFailed(f"one of {len(started)} processes was killed; {after_a_kill}")
+        raise was_killed
 
 
 def main() -> None:

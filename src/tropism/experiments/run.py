@@ -12,7 +12,7 @@ from tropism import models
 from tropism.errors import UsageError
 from tropism.experiments import environment, identity, power, start
 from tropism.experiments.date import with_frozen_date
-from tropism.experiments.estimate import crowding_of, estimate
+from tropism.experiments.estimate import crowding_of, size_of
 from tropism.experiments.executors.choose import refuse_launcher
 from tropism.experiments.executors.gpus import most_processes
 from tropism.experiments.executors.job import Job
@@ -22,7 +22,7 @@ from tropism.experiments.file.experiment import Experiment
 from tropism.experiments.file.spec import ExperimentSpec
 from tropism.experiments.mirror import local_of, store_of
 from tropism.experiments.plan import plan
-from tropism.experiments.prepared import prepare_experiment
+from tropism.experiments.prepared import Prepared, prepare_experiment
 from tropism.experiments.progress import Progress, default_progress
 from tropism.experiments.start import adapter_key
 from tropism.experiments.store import Folder, RunKey
@@ -122,7 +122,7 @@ def run_and_tell(
         if executor is None or not todo:
             work(prepared, todo, before, progress, collect)
         else:
-            _tell_of_crowding(experiment, executor, len(todo), prepared.device, progress)
+            _tell_of_crowding(prepared, executor, len(todo), progress)
             spread(executor, Job(prepared, tuple(todo), before, Path.cwd()), progress, collect)
         environment.finish(folder)
     else:
@@ -137,14 +137,14 @@ def run_and_tell(
     return Ended(results_table(results), tuple(problems))
 
 
-def _tell_of_crowding(
-    experiment: ExperimentSpec, executor: Executor, runs: int, device: str, progress: Progress
-) -> None:
+def _tell_of_crowding(prepared: Prepared, executor: Executor, runs: int, progress: Progress) -> None:
     """Say where runs side by side will not fit into memory, by the estimate of `validate`; nothing is estimated for one."""
-    gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
-    if executor.at_once(runs, device, gpus, most_processes(experiment)) == 1:
+    experiment = prepared.experiment
+    gpus = torch.cuda.device_count() if prepared.device.startswith("cuda") else 0
+    if executor.at_once(runs, prepared.device, gpus, most_processes(experiment)) == 1:
         return
-    for line in crowding_of(experiment, estimate(experiment).size, executor, runs):
+    size = size_of(experiment, prepared.source, prepared.checked, prepared.data, runs)
+    for line in crowding_of(experiment, size, executor, runs):
         progress.say(line)
 
 
